@@ -1,0 +1,539 @@
+/* wfpioctl._wfpioctl: the module.  Arguments in, bytes or errors out.
+
+   Each function parses its arguments, leaves the interpreter once around all of its provider calls
+   (the error code is read inside), and turns the outcome into a Python value.  Which error it is,
+   is decided in wfpioctl/errors.py; which answer means "grow", in ioctl.c. */
+#include "module.h"
+
+#include <string.h>
+
+/* ---- arguments -------------------------------------------------------------------------------- */
+
+static bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most) {
+    if (given >= least && given <= most) {
+        return false;
+    }
+    if (least == most) {
+        PyErr_Format(PyExc_TypeError, "%s() takes exactly %zd arguments (%zd given)", function,
+                     least, given);
+    } else {
+        PyErr_Format(PyExc_TypeError, "%s() takes from %zd to %zd arguments (%zd given)", function,
+                     least, most, given);
+    }
+    return true;
+}
+
+static bool is_int(PyObject *value) { return PyLong_Check(value) && !PyBool_Check(value); }
+
+static bool socket_from_int(ModuleState *state, const char *function, const char *argument,
+                            DWORD code, PyObject *number, SOCKET *socket) {
+    int overflow;
+    long long handle = PyLong_AsLongLongAndOverflow(number, &overflow);
+    if (handle == -1 && PyErr_Occurred()) {
+        return false;
+    }
+    if (handle == -1 && overflow == 0) { /* what fileno() of a closed socket says */
+        const Outcome outcome = {.error = WSAENOTSOCK, .failed = true};
+        raise_outcome(state, code, &outcome);
+        return false;
+    }
+    if (overflow < 0 || handle < 0) {
+        PyErr_Format(PyExc_ValueError, "%s(): %s must not be negative, not %R", function, argument,
+                     number);
+        return false;
+    }
+    if (overflow > 0 || (unsigned long long)handle > SOCKET_MAX) {
+        PyErr_Format(PyExc_OverflowError, "%s(): %s is too large for a socket handle: %R", function,
+                     argument, number);
+        return false;
+    }
+    *socket = (SOCKET)handle;
+    return true;
+}
+
+bool socket_argument(ModuleState *state, const char *function, const char *argument, DWORD code,
+                     PyObject *value, SOCKET *socket) {
+    if (is_int(value)) {
+        return socket_from_int(state, function, argument, code, value, socket);
+    }
+    PyObject *number = PyObject_CallMethodObjArgs(value, state->fileno, NULL);
+    if (number == NULL) {
+        /* Say what is expected where there is no fileno(); what a fileno() raises is the user's. */
+        if (PyErr_ExceptionMatches(PyExc_AttributeError) &&
+            !PyObject_HasAttrString((PyObject *)Py_TYPE(value), "fileno")) {
+            PyErr_Format(PyExc_TypeError,
+                         "%s(): %s must be an int handle or an object with fileno(), not %.100R",
+                         function, argument, value);
+        }
+        return false;
+    }
+    bool converted = is_int(number);
+    if (converted) {
+        converted = socket_from_int(state, function, argument, code, number, socket);
+    } else {
+        PyErr_Format(PyExc_TypeError, "%s(): fileno() of %s must return an int, not %.100R",
+                     function, argument, number);
+    }
+    Py_DECREF(number);
+    return converted;
+}
+
+/* A contiguous buffer, or a TypeError or BufferError that names function and argument. */
+static bool buffer_argument(const char *function, const char *argument, const char *wanted,
+                            PyObject *value, int flags, Py_buffer *view) {
+    if (PyObject_GetBuffer(value, view, flags) == 0) {
+        return true;
+    }
+    if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Format(PyExc_TypeError, "%s(): %s must be a %s object, not %.100R", function,
+                     argument, wanted, value);
+    } else if (PyErr_ExceptionMatches(PyExc_BufferError)) {
+        PyErr_Format(PyExc_BufferError, "%s(): %s must be a %s object, not %.100R", function,
+                     argument, wanted, value);
+    }
+    return false;
+}
+
+/* ---- outcomes --------------------------------------------------------------------------------- */
+
+static const char *operation_name(DWORD code) {
+    switch (code) {
+    case SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS:
+        return "SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS";
+    case SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT:
+        return "SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT";
+    default:
+        return "SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS";
+    }
+}
+
+PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome) {
+    if (outcome->no_memory) {
+        return PyErr_NoMemory();
+    }
+    PyObject *required = Py_None;
+    if (outcome->required != 0) {
+        required = PyLong_FromUnsignedLong(outcome->required);
+        if (required == NULL) {
+            return NULL;
+        }
+    } else {
+        Py_INCREF(required);
+    }
+    PyObject *error = PyObject_CallFunction(state->error_factory, "skOO", operation_name(code),
+                                            (unsigned long)outcome->error, required,
+                                            outcome->too_small ? Py_True : Py_False);
+    Py_DECREF(required);
+    if (error != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+    }
+    return NULL;
+}
+
+/* The codes of W17: the IOCTL worked, and nobody redirected this connection. */
+static bool is_not_redirected(DWORD error) {
+    return error == ERROR_NOT_FOUND || error == FWP_E_NOT_FOUND_CODE || error == WSAEINVAL;
+}
+
+/* ---- calls ------------------------------------------------------------------------------------ */
+
+/* Between these two a call may leave the interpreter and use the provider. */
+static const Provider *calls_enter(ModuleState *state, CallCount **count) {
+    *count = call_begin(&state->calls);
+    return atomic_load_explicit(&state->provider, memory_order_acquire);
+}
+
+/* Returns -1 with an exception where the simulated engine's control plane raised one. */
+static int observe(ModuleState *state, const Provider *provider, DWORD code, SOCKET socket,
+                   const Outcome *outcome, DWORD size) {
+    if (provider != &provider_engine) {
+        return 0;
+    }
+    return simulator_observe(state, code, socket, outcome->error, size);
+}
+
+/* One QUERY into `answer`, which the caller has pointed at its own memory; false with an exception. */
+static bool run_query(ModuleState *state, SOCKET socket, DWORD code, Answer *answer) {
+    CallCount *count;
+    const Provider *provider = calls_enter(state, &count);
+    Outcome outcome;
+    Py_BEGIN_ALLOW_THREADS
+    outcome = ioctl_query(provider, socket, code, answer);
+    Py_END_ALLOW_THREADS
+    call_end(count);
+    if (observe(state, provider, code, socket, &outcome, answer->size) < 0) {
+        return false;
+    }
+    if (outcome.failed) {
+        raise_outcome(state, code, &outcome);
+    }
+    return !outcome.failed;
+}
+
+static PyObject *query(PyObject *module, const char *function, DWORD code, PyObject *sock) {
+    ModuleState *state = module_state(module);
+    SOCKET socket;
+    if (!socket_argument(state, function, "sock", code, sock, &socket)) {
+        return NULL;
+    }
+    char stack[IOCTL_USUAL_CAPACITY];
+    Answer answer = {.data = stack, .capacity = sizeof stack};
+    PyObject *result = NULL;
+    if (run_query(state, socket, code, &answer)) {
+        result = PyBytes_FromStringAndSize(answer.data, (Py_ssize_t)answer.size);
+    }
+    answer_free(&answer);
+    return result;
+}
+
+/* Copy an answer into the caller's `size` bytes, unless it is there already. */
+static PyObject *deliver(ModuleState *state, DWORD code, const Answer *answer, char *memory,
+                         DWORD size) {
+    if (answer->size > size) {
+        const Outcome outcome = {.error = ERROR_INSUFFICIENT_BUFFER,
+                                 .failed = true,
+                                 .too_small = true,
+                                 .required = answer->size};
+        return raise_outcome(state, code, &outcome);
+    }
+    if (answer->data != memory && answer->size != 0) {
+        memcpy(memory, answer->data, answer->size);
+    }
+    return PyLong_FromUnsignedLong(answer->size);
+}
+
+/* The rules of socket.recv_into for `nbytes`. */
+static bool nbytes_argument(const char *function, PyObject *value, Py_ssize_t length,
+                            Py_ssize_t *nbytes) {
+    if (!is_int(value)) {
+        PyErr_Format(PyExc_TypeError, "%s(): nbytes must be an int, not %.100R", function, value);
+        return false;
+    }
+    *nbytes = PyLong_AsSsize_t(value);
+    if (*nbytes == -1 && PyErr_Occurred()) {
+        PyErr_Clear(); /* out of range: the check below says so */
+    }
+    if (*nbytes < 0 || *nbytes > length) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s(): nbytes must be from 0 to the buffer's %zd bytes, not %R", function,
+                     length, value);
+        return false;
+    }
+    return true;
+}
+
+static PyObject *query_into(PyObject *module, const char *function, DWORD code,
+                            PyObject *const *args, Py_ssize_t nargs) {
+    ModuleState *state = module_state(module);
+    SOCKET socket;
+    Py_buffer view;
+    if (wrong_count(function, nargs, 2, 3) ||
+        !socket_argument(state, function, "sock", code, args[0], &socket) ||
+        !buffer_argument(function, "buffer", "writable contiguous bytes-like", args[1],
+                         PyBUF_WRITABLE, &view)) {
+        return NULL;
+    }
+    PyObject *result = NULL;
+    Py_ssize_t nbytes = 0;
+    if (nargs < 3 || nbytes_argument(function, args[2], view.len, &nbytes)) {
+        unsigned long long room = (unsigned long long)(nbytes != 0 ? nbytes : view.len);
+        DWORD size = room < UINT32_MAX ? (DWORD)room : UINT32_MAX;
+        char stack[IOCTL_USUAL_CAPACITY];
+        /* A buffer of the usual size or more takes the answer directly.  A smaller one would bring
+           in the codes for a small buffer (W13 to W15), on which systems disagree. */
+        Answer answer = size >= sizeof stack
+                            ? (Answer){.data = view.buf, .capacity = size}
+                            : (Answer){.data = stack, .capacity = sizeof stack};
+        if (run_query(state, socket, code, &answer)) {
+            result = deliver(state, code, &answer, view.buf, size);
+        }
+        answer_free(&answer);
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+PyDoc_STRVAR(query_redirect_records_doc,
+             "query_redirect_records($module, sock, /)\n--\n\n"
+             "Return the redirect records of an accepted connection, as opaque bytes.\n\n"
+             "sock is the accepted socket: an int handle or an object with fileno().  Raises\n"
+             "NotRedirectedError if nobody redirected the connection, and other RedirectErrors\n"
+             "by code.  (SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS)");
+
+static PyObject *query_redirect_records(PyObject *module, PyObject *sock) {
+    return query(module, "query_redirect_records", SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS, sock);
+}
+
+PyDoc_STRVAR(query_redirect_context_doc,
+             "query_redirect_context($module, sock, /)\n--\n\n"
+             "Return the context that the redirecting driver left for the proxy.\n\n"
+             "b'' means redirected without a context.  Usually it holds the original destination:\n"
+             "see wfpioctl.context.  Raises as query_redirect_records() does.\n"
+             "(SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT)");
+
+static PyObject *query_redirect_context(PyObject *module, PyObject *sock) {
+    return query(module, "query_redirect_context", SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT, sock);
+}
+
+PyDoc_STRVAR(query_redirect_records_into_doc,
+             "query_redirect_records_into($module, sock, buffer, nbytes=0, /)\n--\n\n"
+             "Write the redirect records into a writable buffer; return their size in bytes.\n\n"
+             "At most nbytes bytes are written, or the buffer's length if nbytes is 0.  If they do\n"
+             "not fit, nothing is written, and InsufficientBufferError.required_size says the size.");
+
+static PyObject *query_redirect_records_into(PyObject *module, PyObject *const *args,
+                                             Py_ssize_t nargs) {
+    return query_into(module, "query_redirect_records_into",
+                      SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS, args, nargs);
+}
+
+PyDoc_STRVAR(query_redirect_context_into_doc,
+             "query_redirect_context_into($module, sock, buffer, nbytes=0, /)\n--\n\n"
+             "Write the redirect context into a writable buffer; return its size in bytes.\n\n"
+             "The rules are those of query_redirect_records_into().");
+
+static PyObject *query_redirect_context_into(PyObject *module, PyObject *const *args,
+                                             Py_ssize_t nargs) {
+    return query_into(module, "query_redirect_context_into",
+                      SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT, args, nargs);
+}
+
+PyDoc_STRVAR(set_redirect_records_doc,
+             "set_redirect_records($module, sock, records, /)\n--\n\n"
+             "Set redirect records on a socket that is not connected yet.\n\n"
+             "records are the exact bytes that query_redirect_records() returned: any contiguous\n"
+             "bytes-like object of 1 byte to 1 MiB, else ValueError.  Call it before bind() and\n"
+             "connect().  Raises RedirectErrors by code.  (SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS)");
+
+static PyObject *set_redirect_records(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    static const char function[] = "set_redirect_records";
+    static const DWORD code = SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS;
+    ModuleState *state = module_state(module);
+    SOCKET socket;
+    Py_buffer view;
+    if (wrong_count(function, nargs, 2, 2) ||
+        !socket_argument(state, function, "sock", code, args[0], &socket) ||
+        !buffer_argument(function, "records", "contiguous bytes-like", args[1], PyBUF_SIMPLE,
+                         &view)) {
+        return NULL;
+    }
+    if (view.len == 0 || view.len > (Py_ssize_t)IOCTL_MAX_CAPACITY) {
+        PyErr_Format(PyExc_ValueError, "%s(): records must be 1 to %u bytes long, not %zd",
+                     function, IOCTL_MAX_CAPACITY, view.len);
+        PyBuffer_Release(&view);
+        return NULL;
+    }
+    CallCount *count;
+    const Provider *provider = calls_enter(state, &count);
+    DWORD size = (DWORD)view.len;
+    Outcome outcome;
+    Py_BEGIN_ALLOW_THREADS
+    outcome = ioctl_set(provider, socket, view.buf, size);
+    Py_END_ALLOW_THREADS
+    call_end(count);
+    PyBuffer_Release(&view);
+    if (observe(state, provider, code, socket, &outcome, size) < 0) {
+        return NULL;
+    }
+    if (outcome.failed) {
+        return raise_outcome(state, code, &outcome);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(transfer_redirect_records_doc,
+             "transfer_redirect_records($module, accepted, outbound, /)\n--\n\n"
+             "Query the records of an accepted socket and set them on an outbound one.\n\n"
+             "One call and one release of the GIL for both.  Returns the records' size in bytes;\n"
+             "0 if they are empty, and then nothing was set.  An error's operation attribute\n"
+             "says which of the two failed.");
+
+static PyObject *transfer_redirect_records(PyObject *module, PyObject *const *args,
+                                           Py_ssize_t nargs) {
+    static const char function[] = "transfer_redirect_records";
+    static const DWORD query_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS;
+    static const DWORD set_code = SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS;
+    ModuleState *state = module_state(module);
+    SOCKET accepted, outbound;
+    if (wrong_count(function, nargs, 2, 2) ||
+        !socket_argument(state, function, "accepted", query_code, args[0], &accepted) ||
+        !socket_argument(state, function, "outbound", set_code, args[1], &outbound)) {
+        return NULL;
+    }
+    char stack[IOCTL_USUAL_CAPACITY];
+    Answer answer = {.data = stack, .capacity = sizeof stack};
+    CallCount *count;
+    const Provider *provider = calls_enter(state, &count);
+    Outcome queried, set = {0};
+    Py_BEGIN_ALLOW_THREADS
+    queried = ioctl_query(provider, accepted, query_code, &answer);
+    if (!queried.failed && answer.size != 0) {
+        set = ioctl_set(provider, outbound, answer.data, answer.size);
+    }
+    answer_free(&answer);
+    Py_END_ALLOW_THREADS
+    call_end(count);
+    if (observe(state, provider, query_code, accepted, &queried, answer.size) < 0 ||
+        (!queried.failed && answer.size != 0 &&
+         observe(state, provider, set_code, outbound, &set, answer.size) < 0)) {
+        return NULL;
+    }
+    if (queried.failed) {
+        return raise_outcome(state, query_code, &queried);
+    }
+    if (set.failed) {
+        return raise_outcome(state, set_code, &set);
+    }
+    return PyLong_FromUnsignedLong(answer.size);
+}
+
+PyDoc_STRVAR(read_redirect_parts_doc,
+             "read_redirect_parts($module, sock, /)\n--\n\n"
+             "Return (records, context) of an accepted connection, or None if not redirected.\n\n"
+             "The core of wfpioctl.read_redirect(): both queries in one release of the GIL, and no\n"
+             "exception object for a connection that nobody redirected.");
+
+static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
+    static const DWORD records_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS;
+    static const DWORD context_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT;
+    ModuleState *state = module_state(module);
+    SOCKET socket;
+    if (!socket_argument(state, "read_redirect", "sock", records_code, sock, &socket)) {
+        return NULL;
+    }
+    char records_stack[IOCTL_USUAL_CAPACITY], context_stack[IOCTL_USUAL_CAPACITY];
+    Answer records = {.data = records_stack, .capacity = sizeof records_stack};
+    Answer context = {.data = context_stack, .capacity = sizeof context_stack};
+    CallCount *count;
+    const Provider *provider = calls_enter(state, &count);
+    Outcome got_records, got_context = {0};
+    Py_BEGIN_ALLOW_THREADS
+    got_records = ioctl_query(provider, socket, records_code, &records);
+    if (!got_records.failed) {
+        got_context = ioctl_query(provider, socket, context_code, &context);
+        if (got_context.failed && is_not_redirected(got_context.error)) {
+            got_context = (Outcome){0}; /* redirected, and carries none (W16) */
+            context.size = 0;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    call_end(count);
+    PyObject *result = NULL;
+    if (observe(state, provider, records_code, socket, &got_records, records.size) < 0 ||
+        (!got_records.failed &&
+         observe(state, provider, context_code, socket, &got_context, context.size) < 0)) {
+        /* the exception is set */
+    } else if (got_records.failed && is_not_redirected(got_records.error)) {
+        result = Py_NewRef(Py_None);
+    } else if (got_records.failed) {
+        raise_outcome(state, records_code, &got_records);
+    } else if (got_context.failed) {
+        raise_outcome(state, context_code, &got_context);
+    } else {
+        result = Py_BuildValue("(y#y#)", records.data, (Py_ssize_t)records.size, context.data,
+                               (Py_ssize_t)context.size);
+    }
+    answer_free(&records);
+    answer_free(&context);
+    return result;
+}
+
+/* ---- the module ------------------------------------------------------------------------------- */
+
+static PyMethodDef ioctl_methods[] = {
+    {"query_redirect_records", query_redirect_records, METH_O, query_redirect_records_doc},
+    {"query_redirect_context", query_redirect_context, METH_O, query_redirect_context_doc},
+    {"query_redirect_records_into", (PyCFunction)(void (*)(void))query_redirect_records_into,
+     METH_FASTCALL, query_redirect_records_into_doc},
+    {"query_redirect_context_into", (PyCFunction)(void (*)(void))query_redirect_context_into,
+     METH_FASTCALL, query_redirect_context_into_doc},
+    {"set_redirect_records", (PyCFunction)(void (*)(void))set_redirect_records, METH_FASTCALL,
+     set_redirect_records_doc},
+    {"transfer_redirect_records", (PyCFunction)(void (*)(void))transfer_redirect_records,
+     METH_FASTCALL, transfer_redirect_records_doc},
+    {"read_redirect_parts", read_redirect_parts, METH_O, read_redirect_parts_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int module_exec(PyObject *module) {
+    ModuleState *state = module_state(module);
+    atomic_store(&state->provider, &provider_winsock);
+    int error = winsock_start();
+    if (error != 0) {
+        PyErr_Format(PyExc_ImportError, "wfpioctl: Winsock did not start: WSAStartup() says %d",
+                     error);
+        return -1;
+    }
+    state->winsock_started = true;
+    state->fileno = PyUnicode_InternFromString("fileno");
+    if (state->fileno == NULL || PyModule_AddFunctions(module, simulator_methods) < 0) {
+        return -1;
+    }
+    PyObject *errors = PyImport_ImportModule("wfpioctl.errors");
+    if (errors == NULL) {
+        return -1;
+    }
+    state->error_factory = PyObject_GetAttrString(errors, "error_from_code");
+    Py_DECREF(errors);
+    return state->error_factory == NULL ? -1 : 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    ModuleState *state = module_state(module);
+    Py_VISIT(state->error_factory);
+    Py_VISIT(state->observer);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    ModuleState *state = module_state(module);
+    Py_CLEAR(state->error_factory);
+    Py_CLEAR(state->fileno);
+    Py_CLEAR(state->observer);
+    return 0;
+}
+
+static void module_free(void *module) {
+    ModuleState *state = module_state(module);
+    module_clear(module);
+    simulator_free(state);
+    if (state->winsock_started) {
+        winsock_end();
+    }
+}
+
+/* The slots that each Python knows; an unknown one would make it refuse the module. */
+static PyModuleDef_Slot slots_3_11[] = {
+    {Py_mod_exec, SLOT_FUNCTION(module_exec)},
+    {0, NULL},
+};
+static PyModuleDef_Slot slots_3_12[] = {
+    {Py_mod_exec, SLOT_FUNCTION(module_exec)},
+    {SLOT_MULTIPLE_INTERPRETERS, SLOT_PER_INTERPRETER_GIL},
+    {0, NULL},
+};
+static PyModuleDef_Slot slots_3_13[] = {
+    {Py_mod_exec, SLOT_FUNCTION(module_exec)},
+    {SLOT_MULTIPLE_INTERPRETERS, SLOT_PER_INTERPRETER_GIL},
+    {SLOT_GIL, SLOT_GIL_NOT_USED},
+    {0, NULL},
+};
+
+static PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "wfpioctl._wfpioctl",
+    .m_doc = "The WFP connection redirect IOCTLs.  Use wfpioctl, which names what is public.",
+    .m_size = sizeof(ModuleState),
+    .m_methods = ioctl_methods,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__wfpioctl(void) {
+    module_def.m_slots = Py_Version >= 0x030d0000   ? slots_3_13
+                         : Py_Version >= 0x030c0000 ? slots_3_12
+                                                    : slots_3_11;
+    return PyModuleDef_Init(&module_def);
+}

@@ -1,0 +1,41 @@
+/* One IOCTL against a provider, synchronously: capacity, growth, outcome.  No Python in it. */
+#ifndef WFPIOCTL_IOCTL_H
+#define WFPIOCTL_IOCTL_H
+
+#include "provider.h"
+
+#include <stdbool.h>
+
+#define IOCTL_USUAL_CAPACITY 4096u   /* bytes; one call suffices in the usual case (W12) */
+#define IOCTL_MAX_CAPACITY 1048576u  /* bytes; never grow past this (W15) */
+#define IOCTL_MAX_TRIES 12           /* 4 KiB to 1 MiB takes 9; a named size that moves, a few more */
+
+typedef struct {
+    DWORD error;    /* 0, or the provider's code */
+    bool failed;    /* a provider may fail with code 0: never derive one from the other */
+    bool too_small; /* growth ended at the cap or out of tries: the code is about the size */
+    bool no_memory; /* the heap, not the provider, failed */
+    DWORD required; /* bytes that the provider named, or 0 */
+} Outcome;
+
+/* Where an answer goes.  `data` starts as the caller's memory; growth moves it to `heap`. */
+typedef struct {
+    char *data;
+    DWORD capacity;
+    DWORD size;
+    char *heap;
+} Answer;
+
+/* Does this failure mean that the output buffer was too small (W13, W15)? */
+bool ioctl_is_too_small(DWORD error, DWORD returned, DWORD capacity);
+
+/* The capacity to try next, or 0 when growth ends here. */
+DWORD ioctl_next_capacity(DWORD capacity, DWORD returned);
+
+Outcome ioctl_query(const Provider *provider, SOCKET socket, DWORD code, Answer *answer);
+Outcome ioctl_set(const Provider *provider, SOCKET socket, const void *records, DWORD size);
+
+/* Give back what growth allocated. */
+void answer_free(Answer *answer);
+
+#endif

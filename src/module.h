@@ -1,0 +1,36 @@
+/* What the files of the Python module share: its state and the pieces that convert and raise. */
+#ifndef WFPIOCTL_MODULE_H
+#define WFPIOCTL_MODULE_H
+
+#include "python_compat.h"
+
+#include "ioctl.h"
+#include "provider.h"
+#include "provider_scripted.h"
+
+typedef struct {
+    PyObject *error_factory;      /* wfpioctl.errors.error_from_code */
+    PyObject *fileno;             /* "fileno" */
+    _Atomic(const Provider *) provider; /* where this interpreter's IOCTLs go */
+    PyObject *observer;           /* told of each IOCTL on the engine; set once */
+    CallCounter calls;
+    Script *retired; /* ended while calls were under way */
+    bool winsock_started;
+} ModuleState;
+
+static inline ModuleState *module_state(PyObject *module) { return PyModule_GetState(module); }
+
+/* Convert `sock` (an int handle, or anything with fileno()).  On failure: false and an exception
+   that names the function, the argument and the value. */
+bool socket_argument(ModuleState *state, const char *function, const char *argument, DWORD code,
+                     PyObject *value, SOCKET *socket);
+
+/* Raise what wfpioctl.errors says of a failed outcome.  Returns NULL. */
+PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome);
+
+/* The simulators' face, in module_simulator.c. */
+extern PyMethodDef simulator_methods[];
+int simulator_observe(ModuleState *state, DWORD code, SOCKET socket, DWORD error, DWORD size);
+void simulator_free(ModuleState *state);
+
+#endif

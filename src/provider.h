@@ -1,0 +1,26 @@
+/* A provider: the Winsock entry points that the extension calls, as a table.
+
+   Three exist.  provider_winsock is the system's own; provider_scripted and provider_engine are
+   simulated.  Each function has the exact signature and contract of its Winsock namesake, so that
+   the code above a provider cannot tell which one it has, and C programs can call them too. */
+#ifndef WFPIOCTL_PROVIDER_H
+#define WFPIOCTL_PROVIDER_H
+
+#include "winsock_types.h"
+
+typedef struct {
+    int(WSAAPI *ioctl)(SOCKET socket, DWORD code, void *input, DWORD input_size, void *output,
+                       DWORD output_size, DWORD *returned, WSAOVERLAPPED *overlapped,
+                       LPWSAOVERLAPPED_COMPLETION_ROUTINE completion);
+    int(WSAAPI *last_error)(void);
+} Provider;
+
+extern const Provider provider_winsock;
+extern const Provider provider_scripted;
+extern const Provider provider_engine;
+
+/* Start and end the system's Winsock for this module; a start's failure is a Winsock code. */
+int winsock_start(void);
+void winsock_end(void);
+
+#endif

@@ -1,0 +1,74 @@
+/* Every #if on Python's version, its ABI and the compiler. */
+#ifndef WFPIOCTL_PYTHON_COMPAT_H
+#define WFPIOCTL_PYTHON_COMPAT_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Slots that the 3.11 limited API cannot name; PyInit_ adds those that the running Python knows. */
+#define SLOT_MULTIPLE_INTERPRETERS 3 /* Py_mod_multiple_interpreters, 3.12 */
+#define SLOT_PER_INTERPRETER_GIL ((void *)2)
+#define SLOT_GIL 4 /* Py_mod_gil, 3.13 */
+#define SLOT_GIL_NOT_USED ((void *)1)
+
+/* ISO C has no conversion from a function to the void pointer that a slot wants. */
+#define SLOT_FUNCTION(function) ((void *)(uintptr_t)(function))
+
+/* Counts calls that are under way.  With a GIL the count is only touched while holding it; without
+   one it is spread over cache lines, so that threads do not share one on the hot path. */
+#ifdef Py_GIL_DISABLED
+
+#define CALL_COUNTER_STRIPES 16
+
+typedef struct {
+    struct {
+        _Alignas(64) atomic_long count;
+    } stripes[CALL_COUNTER_STRIPES];
+} CallCounter;
+
+/* Any stripe is right as long as a call ends where it began; a thread's stack tells threads apart. */
+static inline atomic_long *call_begin(CallCounter *counter) {
+    uintptr_t stack = (uintptr_t)&counter;
+    size_t stripe = (size_t)((stack >> 16) * 0x9E3779B97F4A7C15u >> 60);
+    atomic_long *count = &counter->stripes[stripe].count;
+    atomic_fetch_add(count, 1);
+    return count;
+}
+
+static inline void call_end(atomic_long *count) { atomic_fetch_sub(count, 1); }
+
+static inline bool calls_under_way(CallCounter *counter) {
+    for (size_t i = 0; i < CALL_COUNTER_STRIPES; i++) {
+        if (atomic_load(&counter->stripes[i].count) != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+typedef atomic_long CallCount;
+
+#else
+
+typedef struct {
+    long count;
+} CallCounter;
+
+typedef long CallCount;
+
+static inline CallCount *call_begin(CallCounter *counter) {
+    counter->count++;
+    return &counter->count;
+}
+
+static inline void call_end(CallCount *count) { --*count; }
+
+static inline bool calls_under_way(CallCounter *counter) { return counter->count != 0; }
+
+#endif
+
+#endif

@@ -1,0 +1,92 @@
+/* Winsock's types, codes and calling convention: the vocabulary of everything in src/.
+
+   On Windows they are ws2_32's own, plus the codes that mingw-w64 lacks (W07).  Elsewhere the same
+   names are defined here, with the same sizes and meanings, so that the rest of the code reads the
+   same on every system. */
+#ifndef WFPIOCTL_WINSOCK_TYPES_H
+#define WFPIOCTL_WINSOCK_TYPES_H
+
+#ifndef _WIN32
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE /* -std=c11 alone hides POSIX; this header comes first everywhere */
+#endif
+#endif
+
+#include <stdint.h>
+
+#ifdef _WIN32
+
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#include <winsock2.h>
+#include <ws2tcpip.h>
+
+#include <mstcpip.h>
+#include <mswsock.h>
+#include <windows.h>
+
+#define SOCKET_MAX (INVALID_SOCKET - 1)
+
+#else
+
+#include <errno.h>
+
+#define WSAAPI
+#define CALLBACK
+
+typedef uint32_t DWORD;
+typedef int BOOL;
+typedef void *HANDLE;
+typedef uintptr_t SOCKET; /* a file descriptor; pointer-sized as on Windows */
+
+#define FALSE 0
+#define TRUE 1
+#define INVALID_SOCKET ((SOCKET)-1)
+#define SOCKET_ERROR (-1)
+#define SOCKET_MAX 0x7FFFFFFFu /* what a file descriptor can be */
+
+typedef struct _OVERLAPPED {
+    uintptr_t Internal;
+    uintptr_t InternalHigh;
+    DWORD Offset;
+    DWORD OffsetHigh;
+    HANDLE hEvent; /* an eventfd's descriptor */
+} OVERLAPPED, WSAOVERLAPPED;
+
+typedef void(CALLBACK *LPWSAOVERLAPPED_COMPLETION_ROUTINE)(DWORD error, DWORD transferred,
+                                                           WSAOVERLAPPED *overlapped, DWORD flags);
+
+#define ERROR_INSUFFICIENT_BUFFER 122
+#define ERROR_MORE_DATA 234
+#define ERROR_NOT_FOUND 1168
+#define WSA_OPERATION_ABORTED 995
+#define WSA_IO_PENDING 997
+#define WSAEFAULT 10014
+#define WSAEINVAL 10022
+#define WSAENOTSOCK 10038
+#define WSAEMSGSIZE 10040
+#define WSAEOPNOTSUPP 10045
+#define WSAENOBUFS 10055
+#define WSAENOTCONN 10057
+
+/* The thread's last error: errno serves as well as Winsock's own slot, and ctypes can read it. */
+static inline void WSASetLastError(int code) { errno = code; }
+static inline int WSAGetLastError(void) { return errno; }
+
+#endif /* _WIN32 */
+
+/* W01 to W03 */
+#ifndef SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS
+#define SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS 0x980000DCu
+#endif
+#ifndef SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT
+#define SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT 0x980000DDu
+#endif
+#ifndef SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS
+#define SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS 0x980000DEu
+#endif
+
+#define FWP_E_NOT_FOUND_CODE 0x80320008u /* the SDK spells it as a signed HRESULT */
+
+#endif
