@@ -7,7 +7,8 @@
 
 #include <string.h>
 
-/* ---- arguments -------------------------------------------------------------------------------- */
+/* ---- arguments --------------------------------------------------------------------------------
+ */
 
 static bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most) {
     if (given >= least && given <= most) {
@@ -37,7 +38,7 @@ static bool socket_from_int(ModuleState *state, const char *function, const char
         raise_outcome(state, code, &outcome);
         return false;
     }
-    if (overflow < 0 || handle < 0) {
+    if (overflow < 0 || (overflow == 0 && handle < 0)) {
         PyErr_Format(PyExc_ValueError, "%s(): %s must not be negative, not %R", function, argument,
                      number);
         return false;
@@ -94,7 +95,8 @@ static bool buffer_argument(const char *function, const char *argument, const ch
     return false;
 }
 
-/* ---- outcomes --------------------------------------------------------------------------------- */
+/* ---- outcomes ---------------------------------------------------------------------------------
+ */
 
 static const char *operation_name(DWORD code) {
     switch (code) {
@@ -136,7 +138,8 @@ static bool is_not_redirected(DWORD error) {
     return error == ERROR_NOT_FOUND || error == FWP_E_NOT_FOUND_CODE || error == WSAEINVAL;
 }
 
-/* ---- calls ------------------------------------------------------------------------------------ */
+/* ---- calls ------------------------------------------------------------------------------------
+ */
 
 /* Between these two a call may leave the interpreter and use the provider. */
 static const Provider *calls_enter(ModuleState *state, CallCount **count) {
@@ -153,15 +156,14 @@ static int observe(ModuleState *state, const Provider *provider, DWORD code, SOC
     return simulator_observe(state, code, socket, outcome->error, size);
 }
 
-/* One QUERY into `answer`, which the caller has pointed at its own memory; false with an exception. */
+/* One QUERY into `answer`, which the caller has pointed at its own memory; false with an exception.
+ */
 static bool run_query(ModuleState *state, SOCKET socket, DWORD code, Answer *answer) {
     CallCount *count;
     const Provider *provider = calls_enter(state, &count);
     Outcome outcome;
-    Py_BEGIN_ALLOW_THREADS
-    outcome = ioctl_query(provider, socket, code, answer);
-    Py_END_ALLOW_THREADS
-    call_end(count);
+    Py_BEGIN_ALLOW_THREADS outcome = ioctl_query(provider, socket, code, answer);
+    Py_END_ALLOW_THREADS call_end(count);
     if (observe(state, provider, code, socket, &outcome, answer->size) < 0) {
         return false;
     }
@@ -242,9 +244,8 @@ static PyObject *query_into(PyObject *module, const char *function, DWORD code,
         char stack[IOCTL_USUAL_CAPACITY];
         /* A buffer of the usual size or more takes the answer directly.  A smaller one would bring
            in the codes for a small buffer (W13 to W15), on which systems disagree. */
-        Answer answer = size >= sizeof stack
-                            ? (Answer){.data = view.buf, .capacity = size}
-                            : (Answer){.data = stack, .capacity = sizeof stack};
+        Answer answer = size >= sizeof stack ? (Answer){.data = view.buf, .capacity = size}
+                                             : (Answer){.data = stack, .capacity = sizeof stack};
         if (run_query(state, socket, code, &answer)) {
             result = deliver(state, code, &answer, view.buf, size);
         }
@@ -276,11 +277,12 @@ static PyObject *query_redirect_context(PyObject *module, PyObject *sock) {
     return query(module, "query_redirect_context", SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT, sock);
 }
 
-PyDoc_STRVAR(query_redirect_records_into_doc,
-             "query_redirect_records_into($module, sock, buffer, nbytes=0, /)\n--\n\n"
-             "Write the redirect records into a writable buffer; return their size in bytes.\n\n"
-             "At most nbytes bytes are written, or the buffer's length if nbytes is 0.  If they do\n"
-             "not fit, nothing is written, and InsufficientBufferError.required_size says the size.");
+PyDoc_STRVAR(
+    query_redirect_records_into_doc,
+    "query_redirect_records_into($module, sock, buffer, nbytes=0, /)\n--\n\n"
+    "Write the redirect records into a writable buffer; return their size in bytes.\n\n"
+    "At most nbytes bytes are written, or the buffer's length if nbytes is 0.  If they do\n"
+    "not fit, nothing is written, and InsufficientBufferError.required_size says the size.");
 
 static PyObject *query_redirect_records_into(PyObject *module, PyObject *const *args,
                                              Py_ssize_t nargs) {
@@ -299,12 +301,13 @@ static PyObject *query_redirect_context_into(PyObject *module, PyObject *const *
                       SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT, args, nargs);
 }
 
-PyDoc_STRVAR(set_redirect_records_doc,
-             "set_redirect_records($module, sock, records, /)\n--\n\n"
-             "Set redirect records on a socket that is not connected yet.\n\n"
-             "records are the exact bytes that query_redirect_records() returned: any contiguous\n"
-             "bytes-like object of 1 byte to 1 MiB, else ValueError.  Call it before bind() and\n"
-             "connect().  Raises RedirectErrors by code.  (SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS)");
+PyDoc_STRVAR(
+    set_redirect_records_doc,
+    "set_redirect_records($module, sock, records, /)\n--\n\n"
+    "Set redirect records on a socket that is not connected yet.\n\n"
+    "records are the exact bytes that query_redirect_records() returned: any contiguous\n"
+    "bytes-like object of 1 byte to 1 MiB, else ValueError.  Call it before bind() and\n"
+    "connect().  Raises RedirectErrors by code.  (SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS)");
 
 static PyObject *set_redirect_records(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     static const char function[] = "set_redirect_records";
@@ -328,10 +331,8 @@ static PyObject *set_redirect_records(PyObject *module, PyObject *const *args, P
     const Provider *provider = calls_enter(state, &count);
     DWORD size = (DWORD)view.len;
     Outcome outcome;
-    Py_BEGIN_ALLOW_THREADS
-    outcome = ioctl_set(provider, socket, view.buf, size);
-    Py_END_ALLOW_THREADS
-    call_end(count);
+    Py_BEGIN_ALLOW_THREADS outcome = ioctl_set(provider, socket, view.buf, size);
+    Py_END_ALLOW_THREADS call_end(count);
     PyBuffer_Release(&view);
     if (observe(state, provider, code, socket, &outcome, size) < 0) {
         return NULL;
@@ -366,14 +367,12 @@ static PyObject *transfer_redirect_records(PyObject *module, PyObject *const *ar
     CallCount *count;
     const Provider *provider = calls_enter(state, &count);
     Outcome queried, set = {0};
-    Py_BEGIN_ALLOW_THREADS
-    queried = ioctl_query(provider, accepted, query_code, &answer);
+    Py_BEGIN_ALLOW_THREADS queried = ioctl_query(provider, accepted, query_code, &answer);
     if (!queried.failed && answer.size != 0) {
         set = ioctl_set(provider, outbound, answer.data, answer.size);
     }
     answer_free(&answer);
-    Py_END_ALLOW_THREADS
-    call_end(count);
+    Py_END_ALLOW_THREADS call_end(count);
     if (observe(state, provider, query_code, accepted, &queried, answer.size) < 0 ||
         (!queried.failed && answer.size != 0 &&
          observe(state, provider, set_code, outbound, &set, answer.size) < 0)) {
@@ -388,11 +387,12 @@ static PyObject *transfer_redirect_records(PyObject *module, PyObject *const *ar
     return PyLong_FromUnsignedLong(answer.size);
 }
 
-PyDoc_STRVAR(read_redirect_parts_doc,
-             "read_redirect_parts($module, sock, /)\n--\n\n"
-             "Return (records, context) of an accepted connection, or None if not redirected.\n\n"
-             "The core of wfpioctl.read_redirect(): both queries in one release of the GIL, and no\n"
-             "exception object for a connection that nobody redirected.");
+PyDoc_STRVAR(
+    read_redirect_parts_doc,
+    "read_redirect_parts($module, sock, /)\n--\n\n"
+    "Return (records, context) of an accepted connection, or None if not redirected.\n\n"
+    "The core of wfpioctl.read_redirect(): both queries in one release of the GIL, and no\n"
+    "exception object for a connection that nobody redirected.");
 
 static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
     static const DWORD records_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS;
@@ -408,8 +408,7 @@ static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
     CallCount *count;
     const Provider *provider = calls_enter(state, &count);
     Outcome got_records, got_context = {0};
-    Py_BEGIN_ALLOW_THREADS
-    got_records = ioctl_query(provider, socket, records_code, &records);
+    Py_BEGIN_ALLOW_THREADS got_records = ioctl_query(provider, socket, records_code, &records);
     if (!got_records.failed) {
         got_context = ioctl_query(provider, socket, context_code, &context);
         if (got_context.failed && is_not_redirected(got_context.error)) {
@@ -417,8 +416,7 @@ static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
             context.size = 0;
         }
     }
-    Py_END_ALLOW_THREADS
-    call_end(count);
+    Py_END_ALLOW_THREADS call_end(count);
     PyObject *result = NULL;
     if (observe(state, provider, records_code, socket, &got_records, records.size) < 0 ||
         (!got_records.failed &&
@@ -439,7 +437,8 @@ static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
     return result;
 }
 
-/* ---- the module ------------------------------------------------------------------------------- */
+/* ---- the module -------------------------------------------------------------------------------
+ */
 
 static PyMethodDef ioctl_methods[] = {
     {"query_redirect_records", query_redirect_records, METH_O, query_redirect_records_doc},

@@ -6,9 +6,9 @@
 
 #include <stdbool.h>
 
-#define IOCTL_USUAL_CAPACITY 4096u   /* bytes; one call suffices in the usual case (W12) */
-#define IOCTL_MAX_CAPACITY 1048576u  /* bytes; never grow past this (W15) */
-#define IOCTL_MAX_TRIES 12           /* 4 KiB to 1 MiB takes 9; a named size that moves, a few more */
+#define IOCTL_USUAL_CAPACITY 4096u  /* bytes; one call suffices in the usual case (W12) */
+#define IOCTL_MAX_CAPACITY 1048576u /* bytes; never grow past this (W15) */
+#define IOCTL_MAX_TRIES 12 /* 4 KiB to 1 MiB takes 9; a named size that moves, a few more */
 
 typedef struct {
     DWORD error;    /* 0, or the provider's code */

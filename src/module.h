@@ -9,10 +9,10 @@
 #include "provider_scripted.h"
 
 typedef struct {
-    PyObject *error_factory;      /* wfpioctl.errors.error_from_code */
-    PyObject *fileno;             /* "fileno" */
+    PyObject *error_factory;            /* wfpioctl.errors.error_from_code */
+    PyObject *fileno;                   /* "fileno" */
     _Atomic(const Provider *) provider; /* where this interpreter's IOCTLs go */
-    PyObject *observer;           /* told of each IOCTL on the engine; set once */
+    PyObject *observer;                 /* told of each IOCTL on the engine; set once */
     CallCounter calls;
     Script *retired; /* ended while calls were under way */
     bool winsock_started;

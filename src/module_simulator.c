@@ -9,7 +9,8 @@
 
 #define MAX_BLOB 0x10000000 /* 256 MiB: any size, within reason */
 
-/* ---- which provider is active ----------------------------------------------------------------- */
+/* ---- which provider is active -----------------------------------------------------------------
+ */
 
 /* The interpreter whose IOCTLs are simulated; one at most in a process. */
 static _Atomic(ModuleState *) active_owner;
@@ -71,7 +72,8 @@ void simulator_free(ModuleState *state) {
     free_retired(state);
 }
 
-/* ---- conversions ------------------------------------------------------------------------------ */
+/* ---- conversions ------------------------------------------------------------------------------
+ */
 
 /* A copy of a bytes-like object.  False with an exception. */
 static bool copy_blob(PyObject *value, Blob *blob) {
@@ -113,7 +115,8 @@ static int parse_socket(PyObject *value, void *result) {
     return !(handle == (unsigned long long)-1 && PyErr_Occurred());
 }
 
-/* ---- the scripted provider -------------------------------------------------------------------- */
+/* ---- the scripted provider --------------------------------------------------------------------
+ */
 
 static bool fill_steps(Script *script, PyObject *steps) {
     Py_ssize_t count = PyTuple_Size(steps);
@@ -171,9 +174,8 @@ static PyObject *calls_of(const Script *script) {
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list != NULL && i < count; i++) {
         const ScriptCall *call = &script->calls[i];
-        PyObject *item =
-            Py_BuildValue("(ky#k)", (unsigned long)call->code, call->input.data,
-                          (Py_ssize_t)call->input.size, (unsigned long)call->capacity);
+        PyObject *item = Py_BuildValue("(ky#k)", (unsigned long)call->code, call->input.data,
+                                       (Py_ssize_t)call->input.size, (unsigned long)call->capacity);
         if (item == NULL || PyList_Append(list, item) < 0) {
             Py_CLEAR(list);
         }
@@ -198,7 +200,8 @@ static PyObject *scripted_stop(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* ---- the engine ------------------------------------------------------------------------------- */
+/* ---- the engine -------------------------------------------------------------------------------
+ */
 
 static PyObject *engine_start(PyObject *module, PyObject *args) {
     ModuleState *state = module_state(module);
@@ -358,10 +361,9 @@ int simulator_observe(ModuleState *state, DWORD code, SOCKET socket, DWORD error
     if (state->observer == NULL) {
         return 0;
     }
-    PyObject *result =
-        PyObject_CallFunction(state->observer, "kKkk", (unsigned long)code,
-                              (unsigned long long)socket, (unsigned long)error,
-                              (unsigned long)size);
+    PyObject *result = PyObject_CallFunction(state->observer, "kKkk", (unsigned long)code,
+                                             (unsigned long long)socket, (unsigned long)error,
+                                             (unsigned long)size);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
 }
@@ -374,7 +376,8 @@ static PyObject *set_observer(PyObject *module, PyObject *observer) {
     Py_RETURN_NONE;
 }
 
-/* ---- the active provider as C functions ------------------------------------------------------- */
+/* ---- the active provider as C functions -------------------------------------------------------
+ */
 
 static const Provider *active_provider(ModuleState *state) {
     const Provider *provider = atomic_load(&state->provider);

@@ -67,7 +67,8 @@ static inline void condition_wait(Condition *condition, Mutex *mutex, double sec
 
 #endif /* _WIN32 */
 
-/* Wait until woken or `deadline` (clock_seconds(); may be infinite); true while it is not yet past. */
+/* Wait until woken or `deadline` (clock_seconds(); may be infinite); true while it is not yet past.
+ */
 static inline bool condition_wait_until(Condition *condition, Mutex *mutex, double deadline) {
     double left = deadline - clock_seconds();
     if (left <= 0.0) {

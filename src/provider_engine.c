@@ -20,7 +20,8 @@ typedef int socklen_t;
 #include <sys/stat.h>
 #endif
 
-/* ---- sockets ---------------------------------------------------------------------------------- */
+/* ---- sockets ----------------------------------------------------------------------------------
+ */
 
 #ifdef _WIN32
 
@@ -34,8 +35,8 @@ static uint64_t wine_inode(SOCKET socket) {
                       : (QueryFile)(void (*)(void))GetProcAddress(ntdll, "NtQueryInformationFile");
     IO_STATUS_BLOCK status;
     uint64_t inode = 0;
-    if (query_file == NULL || query_file((HANDLE)socket, &status, &inode, sizeof inode,
-                                         file_internal_information) != 0) {
+    if (query_file == NULL ||
+        query_file((HANDLE)socket, &status, &inode, sizeof inode, file_internal_information) != 0) {
         return 0;
     }
     return inode;
@@ -139,7 +140,8 @@ static DWORD connection_ends(SOCKET socket, Endpoint *remote, Endpoint *local) {
     return endpoint_from_sockaddr(&storage, local) ? 0 : WSAEOPNOTSUPP;
 }
 
-/* ---- the table -------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------
+ */
 
 typedef enum { FLOW, LISTENER, SOCKET_RECORDS } EntryKind;
 
@@ -187,9 +189,7 @@ static Key key_of_flow(const Endpoint *app_end, const Endpoint *proxy_end) {
     return key;
 }
 
-static Key key_of_listener(uint16_t port) {
-    return (Key){.words = {port, 0, 0, 0, LISTENER}};
-}
+static Key key_of_listener(uint16_t port) { return (Key){.words = {port, 0, 0, 0, LISTENER}}; }
 
 static Key key_of_socket(SOCKET socket, uint64_t identity) {
     return (Key){.words = {socket, identity, 0, 0, SOCKET_RECORDS}};
@@ -347,7 +347,8 @@ static bool remove_key(const Key *key) {
     return found;
 }
 
-/* ---- control ---------------------------------------------------------------------------------- */
+/* ---- control ----------------------------------------------------------------------------------
+ */
 
 void engine_open(const EngineDialect *new_dialect, uint64_t new_secret) {
     if (!shards_ready) {
@@ -436,7 +437,8 @@ void engine_counts(size_t *flows, size_t *sockets) {
     }
 }
 
-/* ---- the IOCTLs ------------------------------------------------------------------------------- */
+/* ---- the IOCTLs -------------------------------------------------------------------------------
+ */
 
 /* An accepted connection's flow: by its two ends, else by the port that it arrived on.  The shard
    of an entry that is returned is locked. */

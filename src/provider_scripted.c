@@ -110,9 +110,7 @@ const Provider provider_scripted = {
     .last_error = scripted_last_error,
 };
 
-void script_start(Script *script) {
-    atomic_store_explicit(&current, script, memory_order_release);
-}
+void script_start(Script *script) { atomic_store_explicit(&current, script, memory_order_release); }
 
 Script *script_current(void) { return atomic_load(&current); }
 
@@ -126,8 +124,7 @@ Script *script_stop(void) {
 }
 
 void script_free(Script *script) {
-    size_t recorded =
-        script->call_count < SCRIPT_MAX_CALLS ? script->call_count : SCRIPT_MAX_CALLS;
+    size_t recorded = script->call_count < SCRIPT_MAX_CALLS ? script->call_count : SCRIPT_MAX_CALLS;
     for (size_t i = 0; i < recorded; i++) {
         free(script->calls[i].input.data);
     }

@@ -30,7 +30,8 @@ typedef struct {
     } stripes[CALL_COUNTER_STRIPES];
 } CallCounter;
 
-/* Any stripe is right as long as a call ends where it began; a thread's stack tells threads apart. */
+/* Any stripe is right as long as a call ends where it began; a thread's stack tells threads apart.
+ */
 static inline atomic_long *call_begin(CallCounter *counter) {
     uintptr_t stack = (uintptr_t)&counter;
     size_t stripe = (size_t)((stack >> 16) * 0x9E3779B97F4A7C15u >> 60);

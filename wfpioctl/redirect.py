@@ -43,3 +43,16 @@ def read_redirect(sock: int | HasFileno) -> Redirect | None:
     """
     parts = read_redirect_parts(sock)
     return None if parts is None else Redirect(*parts)
+
+
+def create_connection(
+    redirect: Redirect,
+    address: tuple[str, int] | None = None,
+    timeout: float | None = ...,  # type: ignore[assignment]
+    source_address: tuple[str, int] | None = None,
+) -> socket.socket:
+    raise NotImplementedError
+
+
+def socket_factory(redirect: Redirect) -> Callable[[Any], socket.socket]:
+    raise NotImplementedError
