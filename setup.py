@@ -1,5 +1,7 @@
 """Builds the extension; everything else is in pyproject.toml."""
 
+import os
+import shlex
 import sys
 import sysconfig
 from glob import glob
@@ -7,8 +9,12 @@ from glob import glob
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# The folder of a Windows Python: build for that one, elsewhere, with the mingw-w64 compiler in $CC.
+WINDOWS_PYTHON = os.environ.get("WFPIOCTL_WINDOWS_PYTHON")
+WINDOWS = sys.platform == "win32" or WINDOWS_PYTHON is not None
+
 # A free-threaded interpreter has no limited API (before 3.15): it gets a wheel of its own.
-LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+LIMITED = WINDOWS_PYTHON is not None or not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 FLAGS = {
     "msvc": ["/std:c11", "/experimental:c11atomics", "/W4", "/WX"],
@@ -17,13 +23,33 @@ FLAGS = {
 
 
 class BuildExt(build_ext):
-    """Gives each compiler the flags that it understands."""
+    """Gives each compiler the flags that it understands, and can build for Windows elsewhere."""
 
     def build_extensions(self) -> None:
         flags = FLAGS["msvc" if self.compiler.compiler_type == "msvc" else "unix"]
         for extension in self.extensions:
             extension.extra_compile_args.extend(flags)
+        if WINDOWS_PYTHON:
+            self.target_windows(WINDOWS_PYTHON)
         super().build_extensions()
+
+    def target_windows(self, python: str) -> None:
+        """Let nothing of the Python that runs this into a build for another system."""
+        compiler = shlex.split(os.environ["CC"])
+        self.compiler.set_executables(
+            compiler_so=[*compiler, "-O2"],
+            linker_so=[*compiler, "-shared", "-static-libgcc", "-s"],
+        )
+        self.compiler.set_include_dirs([os.path.join(python, "include")])
+        self.compiler.set_library_dirs([os.path.join(python, "libs")])
+
+    def get_libraries(self, ext: Extension) -> list[str]:
+        return [*ext.libraries, "python3"] if WINDOWS_PYTHON else super().get_libraries(ext)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if WINDOWS_PYTHON:
+            return os.path.join(*fullname.split(".")) + ".pyd"
+        return super().get_ext_filename(fullname)
 
 
 setup(
@@ -34,7 +60,7 @@ setup(
             depends=sorted(glob("src/*.h")),
             define_macros=[("Py_LIMITED_API", "0x030b0000")] if LIMITED else [],
             py_limited_api=LIMITED,
-            libraries=["ws2_32"] if sys.platform == "win32" else [],
+            libraries=["ws2_32"] if WINDOWS else [],
         )
     ],
     cmdclass={"build_ext": BuildExt},
