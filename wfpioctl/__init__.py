@@ -9,7 +9,7 @@ and sets the records on the socket with which it goes on to the real destination
 """
 
 try:
-    from . import _wfpioctl
+    from . import _wfpioctl  # noqa: F401 - only to say what is missing
 except ModuleNotFoundError as error:
     if error.name != "wfpioctl._wfpioctl":
         raise

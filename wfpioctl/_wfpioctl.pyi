@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import SupportsIndex, Protocol
+from typing import Protocol
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 

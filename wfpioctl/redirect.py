@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any, Protocol
 
 from ._wfpioctl import read_redirect_parts, set_redirect_records
@@ -47,12 +48,82 @@ def read_redirect(sock: int | HasFileno) -> Redirect | None:
 
 def create_connection(
     redirect: Redirect,
-    address: tuple[str, int] | None = None,
-    timeout: float | None = ...,  # type: ignore[assignment]
+    address: tuple[str | None, int | str] | None = None,
+    timeout: float | EllipsisType | None = ...,
     source_address: tuple[str, int] | None = None,
 ) -> socket.socket:
-    raise NotImplementedError
+    """Connect to the destination of a redirected connection, with its records set.
+
+    Like ``socket.create_connection()``: every address that the host resolves to is tried in turn,
+    each with a new socket on which the records are set before it is bound and connected (W23).
+
+    Args:
+        redirect: what ``read_redirect()`` returned for the accepted socket.
+        address: (host, port) to connect to; None is the original destination, read from the
+            context in the layout of Microsoft's WFPSampler (W70).
+        timeout: seconds for each attempt; None waits for ever; left out, it is
+            ``socket.getdefaulttimeout()``.
+        source_address: (host, port) to bind to.
+
+    Raises OSError: the last attempt's error, with a note for each attempt if there were several.
+    RedirectError where the records could not be set; ContextError (a ValueError) where ``address``
+    is None and the context has another layout.
+    """
+    if address is None:
+        from .context import decode
+
+        destination = decode(redirect.context, "wfpsampler")
+        address = destination.host, destination.port
+    make_socket = socket_factory(redirect)
+    infos = socket.getaddrinfo(*address, 0, socket.SOCK_STREAM)
+    attempts: list[str] = []
+    for number, info in enumerate(infos, 1):
+        try:
+            return _connect(make_socket, info, timeout, source_address)
+        except OSError as error:
+            attempts.append(f"{info[4][0]} port {info[4][1]}: {error}")
+            if number == len(infos):
+                for attempt in attempts if number > 1 else ():
+                    error.add_note(attempt)
+                raise
+    raise OSError(f"create_connection(): {address[0]!r} resolves to no address")
+
+
+def _connect(
+    make_socket: Callable[[Any], socket.socket],
+    info: Any,
+    timeout: float | EllipsisType | None,
+    source_address: tuple[str, int] | None,
+) -> socket.socket:
+    sock = make_socket(info)
+    try:
+        if not isinstance(timeout, EllipsisType):
+            sock.settimeout(timeout)
+        if source_address is not None:
+            sock.bind(source_address)
+        sock.connect(info[4])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def socket_factory(redirect: Redirect) -> Callable[[Any], socket.socket]:
-    raise NotImplementedError
+    """Return a callable that makes sockets with the records set, for clients that take one.
+
+    It is called with an item of ``socket.getaddrinfo()``, as ``aiohttp.TCPConnector`` does, and
+    returns a socket that is neither bound nor connected.  Keep one client session for each value of
+    ``records``: a pooled connection must not be shared between flows (W27).
+    """
+
+    def make_socket(info: Any) -> socket.socket:
+        family, kind, protocol = info[:3]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            set_redirect_records(sock, redirect.records)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    return make_socket

@@ -1,0 +1,99 @@
+"""Socket addresses as the engine compares and uses them: numeric, IPv4 in its plain form."""
+
+import errno
+import ipaddress
+import socket
+from typing import Any
+
+Address = tuple[str, int]
+
+
+def numeric(address: tuple[Any, ...]) -> Address:
+    """(host, port) with a numeric host, resolved if need be; mapped IPv4 is plain IPv4."""
+    try:
+        host, port = address[0], address[1]
+    except (TypeError, IndexError):
+        raise TypeError(f"an address must be a (host, port) tuple, not {address!r}") from None
+    try:
+        ip = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        host = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
+        ip = ipaddress.ip_address(str(host).partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return str(mapped or ip), port
+
+
+def is_own(host: str) -> bool:
+    """Whether the machine has this address: what a redirection may go to (W58)."""
+    if ipaddress.ip_address(host).is_loopback:
+        return True
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def bound(sock: socket.socket) -> Address | None:
+    """The address that a socket is bound to, or None."""
+    try:
+        host, port = sock.getsockname()[:2]
+    except OSError:  # Windows: not bound
+        return None
+    return (host, port) if port else None
+
+
+def as_seen_from(sock: socket.socket, address: Address) -> tuple[Any, ...]:
+    """``address`` in the form that the socket's family can connect to."""
+    host, port = address
+    if sock.family == socket.AF_INET6:
+        if ":" in host:
+            return (host, port, 0, 0)
+        if bound(sock) is None:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        return (f"::ffff:{host}", port, 0, 0)
+    if ":" in host:
+        raise OSError(errno.EAFNOSUPPORT, f"an IPv4 socket cannot be sent to [{host}]:{port}")
+    return (host, port)
+
+
+def bind_towards(sock: socket.socket, target: tuple[Any, ...]) -> Address:
+    """Bind the socket for a connect to ``target``, if need be; return the connection's own end."""
+    source = _source(sock.family, target)
+    own = bound(sock)
+    if own is not None:
+        host, port = own
+        return (source if ipaddress.ip_address(host).is_unspecified else host), port
+    for candidate in _candidates(source):
+        try:
+            sock.bind((candidate, 0))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            break
+    else:
+        raise OSError(errno.EADDRINUSE, f"no port is free for a connect to {target[0]}")
+    host, port = sock.getsockname()[:2]
+    return host, port
+
+
+def _source(family: int, target: tuple[Any, ...]) -> str:
+    """The address from which the system would connect to ``target``."""
+    if target[0] in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+        return str(target[0])
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        probe.connect(target)
+        return str(probe.getsockname()[0])
+
+
+def _candidates(source: str) -> list[str]:
+    """``source``, then more loopback addresses: each has 28,000 ports, and load tests use them."""
+    prefix, loopback, host = source.rpartition("127.0.0.1")
+    if not loopback or host:
+        return [source]
+    return [f"{prefix}127.0.0.{number}" for number in range(1, 255)]

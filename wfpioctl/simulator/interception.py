@@ -1,0 +1,88 @@
+"""Lets Python's own connects go through the engine, so that unmodified programs can be tested.
+
+``socket.socket.connect`` and ``connect_ex`` cover the standard library, the selector event loops
+and every client built on them; the proactor loop connects by ConnectEx and is covered apart.
+"""
+
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Address = tuple[Any, ...]
+
+
+class Switchboard(Protocol):
+    """What interception needs of an engine."""
+
+    def place_call(
+        self, sock: socket.socket, address: Address, dial: Callable[[Any], Any]
+    ) -> Any: ...
+
+
+def is_tcp(sock: socket.socket) -> bool:
+    """Whether WFP's connect redirection concerns this socket."""
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
+
+
+class Interception:
+    """Replaces the connects while it is installed, and restores exactly what was there."""
+
+    def __init__(self, switchboard: Switchboard) -> None:
+        self._switchboard = switchboard
+        self._undo: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        switchboard = self._switchboard
+        plain_connect = socket.socket.connect
+        plain_connect_ex = socket.socket.connect_ex
+
+        def connect(self: socket.socket, address: Any, /) -> None:
+            if not is_tcp(self):
+                plain_connect(self, address)
+            else:
+                switchboard.place_call(self, address, lambda real: plain_connect(self, real))
+
+        def connect_ex(self: socket.socket, address: Any, /) -> int:
+            if not is_tcp(self):
+                return plain_connect_ex(self, address)
+            try:
+                connect(self, address)
+            except OSError as error:
+                if error.errno is None:
+                    raise
+                return getattr(error, "winerror", None) or error.errno
+            return 0
+
+        self._replace(socket.socket, "connect", connect)
+        self._replace(socket.socket, "connect_ex", connect_ex)
+        if sys.platform == "win32":
+            self._install_proactor()
+
+    def _install_proactor(self) -> None:
+        if sys.platform == "win32":
+            from asyncio.windows_events import IocpProactor
+
+            switchboard = self._switchboard
+            plain_connect = IocpProactor.connect
+
+            def connect(self: Any, conn: socket.socket, address: Any) -> Any:
+                if not is_tcp(conn):
+                    return plain_connect(self, conn, address)
+                return switchboard.place_call(
+                    conn, address, lambda real: plain_connect(self, conn, real)
+                )
+
+            self._replace(IocpProactor, "connect", connect)
+
+    def _replace(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
+        own = vars(owner).get(name)
+        setattr(owner, name, replacement)
+        if own is None:  # it was inherited
+            self._undo.append(lambda: delattr(owner, name))
+        else:
+            self._undo.append(lambda: setattr(owner, name, own))
+
+    def uninstall(self) -> None:
+        while self._undo:
+            self._undo.pop()()
