@@ -10,7 +10,7 @@
 /* ---- arguments --------------------------------------------------------------------------------
  */
 
-static bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most) {
+bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most) {
     if (given >= least && given <= most) {
         return false;
     }
@@ -24,19 +24,18 @@ static bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least
     return true;
 }
 
-static bool is_int(PyObject *value) { return PyLong_Check(value) && !PyBool_Check(value); }
+bool is_int(PyObject *value) { return PyLong_Check(value) && !PyBool_Check(value); }
 
-static bool socket_from_int(ModuleState *state, const char *function, const char *argument,
-                            DWORD code, PyObject *number, SOCKET *socket) {
+static bool handle_from_int(const char *function, const char *argument, PyObject *number,
+                            SOCKET *socket) {
     int overflow;
     long long handle = PyLong_AsLongLongAndOverflow(number, &overflow);
     if (handle == -1 && PyErr_Occurred()) {
         return false;
     }
     if (handle == -1 && overflow == 0) { /* what fileno() of a closed socket says */
-        const Outcome outcome = {.error = WSAENOTSOCK, .failed = true};
-        raise_outcome(state, code, &outcome);
-        return false;
+        *socket = INVALID_SOCKET;
+        return true;
     }
     if (overflow < 0 || (overflow == 0 && handle < 0)) {
         PyErr_Format(PyExc_ValueError, "%s(): %s must not be negative, not %R", function, argument,
@@ -52,10 +51,10 @@ static bool socket_from_int(ModuleState *state, const char *function, const char
     return true;
 }
 
-bool socket_argument(ModuleState *state, const char *function, const char *argument, DWORD code,
+bool handle_argument(ModuleState *state, const char *function, const char *argument,
                      PyObject *value, SOCKET *socket) {
     if (is_int(value)) {
-        return socket_from_int(state, function, argument, code, value, socket);
+        return handle_from_int(function, argument, value, socket);
     }
     PyObject *number = PyObject_CallMethodObjArgs(value, state->fileno, NULL);
     if (number == NULL) {
@@ -70,7 +69,7 @@ bool socket_argument(ModuleState *state, const char *function, const char *argum
     }
     bool converted = is_int(number);
     if (converted) {
-        converted = socket_from_int(state, function, argument, code, number, socket);
+        converted = handle_from_int(function, argument, number, socket);
     } else {
         PyErr_Format(PyExc_TypeError, "%s(): fileno() of %s must return an int, not %.100R",
                      function, argument, number);
@@ -79,9 +78,20 @@ bool socket_argument(ModuleState *state, const char *function, const char *argum
     return converted;
 }
 
-/* A contiguous buffer, or a TypeError or BufferError that names function and argument. */
-static bool buffer_argument(const char *function, const char *argument, const char *wanted,
-                            PyObject *value, int flags, Py_buffer *view) {
+bool socket_argument(ModuleState *state, const char *function, const char *argument, DWORD code,
+                     PyObject *value, SOCKET *socket) {
+    if (!handle_argument(state, function, argument, value, socket)) {
+        return false;
+    }
+    if (*socket == INVALID_SOCKET) {
+        const Outcome outcome = {.error = WSAENOTSOCK, .failed = true};
+        raise_outcome(state, code, &outcome);
+    }
+    return *socket != INVALID_SOCKET;
+}
+
+bool buffer_argument(const char *function, const char *argument, const char *wanted,
+                     PyObject *value, int flags, Py_buffer *view) {
     if (PyObject_GetBuffer(value, view, flags) == 0) {
         return true;
     }
@@ -140,12 +150,6 @@ static bool is_not_redirected(DWORD error) {
 
 /* ---- calls ------------------------------------------------------------------------------------
  */
-
-/* Between these two a call may leave the interpreter and use the provider. */
-static const Provider *calls_enter(ModuleState *state, CallCount **count) {
-    *count = call_begin(&state->calls);
-    return atomic_load_explicit(&state->provider, memory_order_acquire);
-}
 
 /* Returns -1 with an exception where the simulated engine's control plane raised one. */
 static int observe(ModuleState *state, const Provider *provider, DWORD code, SOCKET socket,

@@ -20,10 +20,26 @@ typedef struct {
 
 static inline ModuleState *module_state(PyObject *module) { return PyModule_GetState(module); }
 
-/* Convert `sock` (an int handle, or anything with fileno()).  On failure: false and an exception
-   that names the function, the argument and the value. */
+/* Between this and call_end() a call may leave the interpreter and use the provider. */
+static inline const Provider *calls_enter(ModuleState *state, CallCount **count) {
+    *count = call_begin(&state->calls);
+    return atomic_load_explicit(&state->provider, memory_order_acquire);
+}
+
+/* Arguments.  Each sets an exception that names the function, the argument and the value. */
+bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most);
+bool is_int(PyObject *value); /* bool is none */
+
+/* Convert `sock` (an int handle, or anything with fileno()); false on failure.  A closed socket is
+   INVALID_SOCKET for handle_argument(), and NotASocketError for socket_argument(). */
+bool handle_argument(ModuleState *state, const char *function, const char *argument,
+                     PyObject *value, SOCKET *socket);
 bool socket_argument(ModuleState *state, const char *function, const char *argument, DWORD code,
                      PyObject *value, SOCKET *socket);
+
+/* Get a contiguous buffer of an object; false on failure. */
+bool buffer_argument(const char *function, const char *argument, const char *wanted,
+                     PyObject *value, int flags, Py_buffer *view);
 
 /* Raise what wfpioctl.errors says of a failed outcome.  Returns NULL. */
 PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome);
