@@ -38,7 +38,7 @@ class BuildExt(build_ext):
         compiler = shlex.split(os.environ["CC"])
         self.compiler.set_executables(
             compiler_so=[*compiler, "-O2"],
-            linker_so=[*compiler, "-shared", "-static-libgcc", "-s"],
+            linker_so=[*compiler, "-shared", "-static-libgcc", "-s", "-Wl,--fatal-warnings"],
         )
         self.compiler.set_include_dirs([os.path.join(python, "include")])
         self.compiler.set_library_dirs([os.path.join(python, "libs")])

@@ -24,6 +24,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import threading
@@ -44,12 +45,21 @@ PYTHONS = {
 # The wheel is built against the oldest, so that it cannot use what the stable ABI gained later.
 BUILD_PYTHON = "3.11"
 
-COMPILER = "x86_64-w64-mingw32-gcc"
-DEBIAN_PACKAGES = {
-    "git": "git",
-    "wine": "wine wine64",
-    "wineserver": "wine wine64",
-    COMPILER: "gcc-mingw-w64-x86-64",
+# The wheel's platforms: what compiles for it, and what makes an import library for it. Only the
+# first one runs here; that the others compile and link proves the types and calling conventions.
+ZIG = str(Path(sysconfig.get_path("platlib"), "ziglang", "zig"))
+PLATFORMS = {
+    "win_amd64": (["x86_64-w64-mingw32-gcc"], ["x86_64-w64-mingw32-dlltool"]),
+    "win32": (["i686-w64-mingw32-gcc"], ["i686-w64-mingw32-dlltool"]),
+    "win_arm64": ([ZIG, "cc", "-target", "aarch64-windows-gnu"], [ZIG, "dlltool", "-m", "arm64"]),
+}
+
+BROUGHT_BY = {
+    "git": "apt-get install --no-install-recommends git",
+    "wine": "apt-get install --no-install-recommends wine wine64",
+    "x86_64-w64-mingw32-gcc": "apt-get install --no-install-recommends gcc-mingw-w64-x86-64",
+    "i686-w64-mingw32-gcc": "apt-get install --no-install-recommends gcc-mingw-w64-i686",
+    ZIG: "pip install ziglang",
 }
 
 # Without wbemprox=d, platform.system() of Python >= 3.12 asks Wine's WMI and crashes; the other two
@@ -67,13 +77,11 @@ class WineError(Exception):
     """Something is missing or failed; the message says what, and what to do about it."""
 
 
-def missing() -> str:
+def missing(platform: str = "win_amd64") -> str:
     """Return what this machine lacks, with the command that brings it; empty if nothing."""
-    absent = [program for program in DEBIAN_PACKAGES if shutil.which(program) is None]
-    if not absent:
-        return ""
-    packages = " ".join(dict.fromkeys(DEBIAN_PACKAGES[program] for program in absent))
-    return f"no {', '.join(absent)}: apt-get install --no-install-recommends {packages}"
+    needed = ["git", "wine", PLATFORMS[platform][0][0]]
+    absent = [program for program in needed if shutil.which(program) is None]
+    return "; ".join(f"no {program} here ({BROUGHT_BY[program]})" for program in absent)
 
 
 # ------------------------------------------------------------------------------------------ cache
@@ -167,27 +175,48 @@ def unpack_python(release: str, sha256: str, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------ wheel
 
 
-def build(destination: Path) -> Path:
+def build(destination: Path, platform: str = "win_amd64") -> Path:
     """Cross-build the wheel with the project's own setup.py, and return it.
 
     Nothing is written to the checkout, and nothing of an older build can get into the wheel.
     """
+    compiler, dlltool = PLATFORMS[platform]
     with tempfile.TemporaryDirectory() as scratch:
         options = Path(scratch) / "options.cfg"
         options.write_text(
             f"[build]\nbuild_base = {scratch}/build\n"
             f"[egg_info]\negg_base = {scratch}\n"
-            "[bdist_wheel]\nplat_name = win_amd64\n"
+            f"[bdist_wheel]\nplat_name = {platform}\n"
         )
+        python = Path(scratch) / "python"
+        link_to_python(python, dlltool)
         pip(
             *("wheel", "--no-deps", "--wheel-dir", f"{scratch}/wheel", ROOT),
-            CC=COMPILER,
+            CC=shlex.join(compiler),
+            ZIG_GLOBAL_CACHE_DIR=str(cache() / "zig"),
             DIST_EXTRA_CONFIG=str(options),
-            WFPIOCTL_WINDOWS_PYTHON=str(prepare_python(BUILD_PYTHON)),
+            WFPIOCTL_WINDOWS_PYTHON=str(python),
         )
         [wheel] = Path(scratch).glob("wheel/*.whl")
         destination.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(wheel, destination))
+
+
+def link_to_python(folder: Path, dlltool: Sequence[str]) -> None:
+    """Give the build what it needs of a Windows Python: the headers, and python3.lib.
+
+    The Pythons that we have bring python3.lib for x86-64 alone. What it has to offer is read from
+    python3.dll, and is the same on every platform.
+    """
+    python = prepare_python(BUILD_PYTHON)
+    shutil.copytree(python / "include", folder / "include")
+    (folder / "libs").mkdir()
+    listing = program("x86_64-w64-mingw32-objdump", "-p", python / "python3.dll")
+    _, _, names = listing.partition("[Ordinal/Name Pointer] Table")
+    exports = re.findall(r"^\s+\[ *\d+\].*\s(\w+)$", names, re.MULTILINE)
+    definition = folder / "python3.def"
+    definition.write_text("\n".join(["LIBRARY python3.dll", "EXPORTS", *exports, ""]))
+    program(*dlltool, "-d", definition, "-l", folder / "libs" / "python3.lib")
 
 
 # -------------------------------------------------------------------------------------------- run
@@ -223,8 +252,8 @@ def test(version: str, wheel: Path, arguments: Sequence[str]) -> tuple[int, str]
 
 def copy_suite(folder: Path) -> Path:
     """Copy the checkout without the package, so that only the installed wheel can be imported."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    options = ("-z", "--cached", "--others", "--exclude-standard")
+    listing = program("git", "-C", ROOT, "ls-files", *options)
     for name in filter(None, listing.split("\0")):
         if not name.startswith("wfpioctl/") and (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -313,21 +342,26 @@ def environment(prefix: Path) -> dict[str, str]:
     return ours | WINE_ENVIRONMENT | {"WINEPREFIX": str(prefix)}
 
 
-def pip(*arguments: str | Path, **variables: str) -> None:
-    """Run this Python's pip, as this machine has set it up."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    checked(
-        subprocess.run(
-            command,
-            env=os.environ | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=PREPARE_TIMEOUT,
-        )
+def pip(*arguments: str | Path, **variables: str) -> str:
+    """Run this Python's pip, as this machine has set it up, and return what it printed."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    return program(*pip, *arguments, **variables)
+
+
+def program(*command: str | Path, **variables: str) -> str:
+    """Run a program that must succeed, and return what it printed."""
+    done = subprocess.run(
+        command,
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=PREPARE_TIMEOUT,
     )
+    checked(done)
+    return done.stdout
 
 
 def checked(done: subprocess.CompletedProcess[str]) -> None:
@@ -362,6 +396,7 @@ def parser() -> argparse.ArgumentParser:
     run = add("run", "run a Windows Python that has the wheel; other arguments are Python's")
     test = add("test", "run the test suite in the Windows Pythons; other arguments are pytest's")
     build.add_argument("--dest", type=Path, default=Path("dist"), help="a folder; default: dist")
+    build.add_argument("--platform", choices=PLATFORMS, default="win_amd64", help="of the wheel")
     run.add_argument("--python", choices=PYTHONS, default=max(PYTHONS), help="default: the newest")
     for verb in prepare, test:
         verb.add_argument(
@@ -380,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parser().parse_known_args(argv)
     if rest and options.verb not in ("run", "test"):
         parser().error(f"unrecognized arguments: {shlex.join(rest)}")
-    if absent := missing():
+    if absent := missing(getattr(options, "platform", "win_amd64")):
         say(absent)
         return 2
     try:
@@ -390,7 +425,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(prepare_python(version))
                 return 0
             if options.verb == "build":
-                print(build(options.dest))
+                print(build(options.dest, options.platform))
                 return 0
             wheel = (options.wheel or build(Path(scratch))).resolve()
             if options.verb == "run":
