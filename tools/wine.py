@@ -193,7 +193,6 @@ def build(destination: Path, platform: str = "win_amd64") -> Path:
         pip(
             *("wheel", "--no-deps", "--wheel-dir", f"{scratch}/wheel", ROOT),
             CC=shlex.join(compiler),
-            ZIG_GLOBAL_CACHE_DIR=str(cache() / "zig"),
             DIST_EXTRA_CONFIG=str(options),
             WFPIOCTL_WINDOWS_PYTHON=str(python),
         )
@@ -240,14 +239,18 @@ def run(version: str, wheel: Path, arguments: Sequence[str]) -> int:
         return wine(prefix, exe, *arguments, timeout=RUN_TIMEOUT, cwd=python, echo=True).returncode
 
 
-def test(version: str, wheel: Path, arguments: Sequence[str]) -> tuple[int, str]:
-    """Run the test suite in that Windows Python; return its exit status and its closing line."""
+def test(version: str, wheel: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run the test suite in that Windows Python, with these arguments for pytest."""
     with installed(version, wheel) as (prefix, python):
         suite = copy_suite(prefix.parent / "suite")
         pytest = (python / "python.exe", "-m", "pytest", "-p", "no:cacheprovider")
-        done = wine(prefix, *pytest, *arguments, timeout=RUN_TIMEOUT, cwd=suite, echo=True)
-    closing = [line.strip(" =\n") for line in done.stdout.splitlines() if CLOSING.match(line)]
-    return done.returncode, closing[-1] if closing else "no closing line"
+        return wine(prefix, *pytest, *arguments, timeout=RUN_TIMEOUT, cwd=suite, echo=True)
+
+
+def closing_line(output: str) -> str:
+    """Return the line with which pytest says how many tests passed."""
+    lines = [line.strip(" =") for line in output.splitlines() if CLOSING.match(line)]
+    return lines[-1] if lines else "pytest did not finish"
 
 
 def copy_suite(folder: Path) -> Path:
@@ -434,9 +437,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WineError as error:
         say(str(error))
         return 2
-    for version, (_, closing) in results.items():
-        print(f"Windows Python {version}: {closing}")
-    return max(status for status, _ in results.values())
+    for version, done in results.items():
+        print(f"Windows Python {version}: {closing_line(done.stdout)}")
+    return max(done.returncode for done in results.values())
 
 
 if __name__ == "__main__":
