@@ -62,6 +62,7 @@ Outcome ioctl_query(const Provider *provider, SOCKET socket, DWORD code, Answer 
         }
         if (!ioctl_is_too_small(outcome.error, returned, answer->capacity)) {
             outcome.failed = true;
+            outcome.required = 0; /* an earlier try may have been told a size */
             return outcome;
         }
         outcome.required = returned > answer->capacity ? returned : 0;
