@@ -24,6 +24,30 @@ bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least, Py_ss
     return true;
 }
 
+/* A value as a message shows it: its repr, or its type where it has none (a user's repr() may
+   raise, and an int may have more digits than Python prints). */
+static PyObject *shown(PyObject *value) {
+    PyObject *text = PyObject_Repr(value);
+    if (text == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear();
+        PyObject *name = PyType_GetName(Py_TYPE(value));
+        text = name == NULL ? NULL : PyUnicode_FromFormat("<unprintable %S object>", name);
+        Py_XDECREF(name);
+    }
+    return text;
+}
+
+/* Raise "function(): argument complaint, not value" instead of whatever is raised now. */
+static void refuse(PyObject *error, const char *function, const char *argument,
+                   const char *complaint, PyObject *value) {
+    PyErr_Clear();
+    PyObject *text = shown(value);
+    if (text != NULL) {
+        PyErr_Format(error, "%s(): %s %s, not %.100S", function, argument, complaint, text);
+        Py_DECREF(text);
+    }
+}
+
 bool is_int(PyObject *value) { return PyLong_Check(value) && !PyBool_Check(value); }
 
 static bool handle_from_int(const char *function, const char *argument, PyObject *number,
@@ -38,17 +62,29 @@ static bool handle_from_int(const char *function, const char *argument, PyObject
         return true;
     }
     if (overflow < 0 || (overflow == 0 && handle < 0)) {
-        PyErr_Format(PyExc_ValueError, "%s(): %s must not be negative, not %R", function, argument,
-                     number);
+        refuse(PyExc_ValueError, function, argument, "must not be negative", number);
         return false;
     }
     if (overflow > 0 || (unsigned long long)handle > SOCKET_MAX) {
-        PyErr_Format(PyExc_OverflowError, "%s(): %s is too large for a socket handle: %R", function,
-                     argument, number);
+        refuse(PyExc_OverflowError, function, argument, "must fit a socket handle", number);
         return false;
     }
     *socket = (SOCKET)handle;
     return true;
+}
+
+/* Whether it was the lookup of fileno() that failed, and not what a fileno() did.  An exception is
+   set, and stays. */
+static bool has_no_fileno(ModuleState *state, PyObject *value) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        return false;
+    }
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    bool has = PyObject_HasAttr((PyObject *)Py_TYPE(value), state->fileno) ||
+               PyObject_HasAttr(value, state->fileno);
+    PyErr_Restore(type, error, traceback);
+    return !has;
 }
 
 bool handle_argument(ModuleState *state, const char *function, const char *argument,
@@ -58,12 +94,9 @@ bool handle_argument(ModuleState *state, const char *function, const char *argum
     }
     PyObject *number = PyObject_CallMethodObjArgs(value, state->fileno, NULL);
     if (number == NULL) {
-        /* Say what is expected where there is no fileno(); what a fileno() raises is the user's. */
-        if (PyErr_ExceptionMatches(PyExc_AttributeError) &&
-            !PyObject_HasAttrString((PyObject *)Py_TYPE(value), "fileno")) {
-            PyErr_Format(PyExc_TypeError,
-                         "%s(): %s must be an int handle or an object with fileno(), not %.100R",
-                         function, argument, value);
+        if (has_no_fileno(state, value)) { /* what a fileno() raises is the user's */
+            refuse(PyExc_TypeError, function, argument,
+                   "must be an int handle or an object with fileno()", value);
         }
         return false;
     }
@@ -71,8 +104,8 @@ bool handle_argument(ModuleState *state, const char *function, const char *argum
     if (converted) {
         converted = handle_from_int(function, argument, number, socket);
     } else {
-        PyErr_Format(PyExc_TypeError, "%s(): fileno() of %s must return an int, not %.100R",
-                     function, argument, number);
+        refuse(PyExc_TypeError, function, argument, "must have a fileno() that returns an int",
+               number);
     }
     Py_DECREF(number);
     return converted;
@@ -95,12 +128,15 @@ bool buffer_argument(const char *function, const char *argument, const char *wan
     if (PyObject_GetBuffer(value, view, flags) == 0) {
         return true;
     }
-    if (PyErr_ExceptionMatches(PyExc_TypeError)) {
-        PyErr_Format(PyExc_TypeError, "%s(): %s must be a %s object, not %.100R", function,
-                     argument, wanted, value);
-    } else if (PyErr_ExceptionMatches(PyExc_BufferError)) {
-        PyErr_Format(PyExc_BufferError, "%s(): %s must be a %s object, not %.100R", function,
-                     argument, wanted, value);
+    /* Types as of socket.recv_into() and socket.send(). */
+    PyObject *error = PyErr_ExceptionMatches(PyExc_TypeError)      ? PyExc_TypeError
+                      : !PyErr_ExceptionMatches(PyExc_BufferError) ? NULL
+                      : (flags & PyBUF_WRITABLE) != 0              ? PyExc_TypeError
+                                                                   : PyExc_BufferError;
+    if (error != NULL) {
+        char complaint[80];
+        PyOS_snprintf(complaint, sizeof complaint, "must be a %s object", wanted);
+        refuse(error, function, argument, complaint, value);
     }
     return false;
 }
@@ -213,7 +249,7 @@ static PyObject *deliver(ModuleState *state, DWORD code, const Answer *answer, c
 static bool nbytes_argument(const char *function, PyObject *value, Py_ssize_t length,
                             Py_ssize_t *nbytes) {
     if (!is_int(value)) {
-        PyErr_Format(PyExc_TypeError, "%s(): nbytes must be an int, not %.100R", function, value);
+        refuse(PyExc_TypeError, function, "nbytes", "must be an int", value);
         return false;
     }
     *nbytes = PyLong_AsSsize_t(value);
@@ -221,9 +257,10 @@ static bool nbytes_argument(const char *function, PyObject *value, Py_ssize_t le
         PyErr_Clear(); /* out of range: the check below says so */
     }
     if (*nbytes < 0 || *nbytes > length) {
-        PyErr_Format(PyExc_ValueError,
-                     "%s(): nbytes must be from 0 to the buffer's %zd bytes, not %R", function,
-                     length, value);
+        char complaint[80];
+        PyOS_snprintf(complaint, sizeof complaint, "must be from 0 to the buffer's %zd bytes",
+                      length);
+        refuse(PyExc_ValueError, function, "nbytes", complaint, value);
         return false;
     }
     return true;
