@@ -5,6 +5,7 @@
    is decided in wfpioctl/errors.py; which answer means "grow", in ioctl.c. */
 #include "module.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 /* ---- arguments --------------------------------------------------------------------------------
@@ -258,8 +259,8 @@ static bool nbytes_argument(const char *function, PyObject *value, Py_ssize_t le
     }
     if (*nbytes < 0 || *nbytes > length) {
         char complaint[80];
-        PyOS_snprintf(complaint, sizeof complaint, "must be from 0 to the buffer's %zd bytes",
-                      length);
+        PyOS_snprintf(complaint, sizeof complaint,
+                      "must be from 0 to the buffer's %" PRId64 " bytes", (int64_t)length);
         refuse(PyExc_ValueError, function, "nbytes", complaint, value);
         return false;
     }
