@@ -23,6 +23,23 @@ def numeric(address: tuple[Any, ...]) -> Address:
     return str(mapped or ip), port
 
 
+def destination_of(sock: socket.socket, address: Any) -> Address | None:
+    """(host, port) that a connect of this socket means, numeric; None if it can only fail."""
+    if sock.fileno() == -1 or not isinstance(address, tuple) or len(address) < 2:
+        return None
+    host, port = address[:2]
+    if not isinstance(host, str) or not host or not isinstance(port, int) or port >> 16:
+        return None
+    try:
+        version = ipaddress.ip_address(host.partition("%")[0]).version
+    except ValueError:
+        host = str(socket.getaddrinfo(host, None, sock.family, socket.SOCK_STREAM)[0][4][0])
+    else:
+        if (version == 6) != (sock.family == socket.AF_INET6):
+            return None
+    return numeric((host, port))
+
+
 def is_own(host: str) -> bool:
     """Whether the machine has this address: what a redirection may go to (W58)."""
     if ipaddress.ip_address(host).is_loopback:

@@ -32,10 +32,23 @@ _Result = TypeVar("_Result")
 MAX_CONTEXT_SIZE = 1 << 26
 """Bytes; a driver's context is a blob of any size, within reason."""
 
-MAX_UNASKED_FLOWS = 500
-"""Open flows of one driver to one destination that no proxy has asked about: more is a loop."""
-
 _MAX_KNOWN_FLOWS = 100_000  # remembered for finding loops; the oldest is forgotten first
+
+
+def _flows_of_a_loop() -> int:
+    """How many open flows of one driver to one destination, none of them SET, must be a loop.
+
+    It finds the loops of a proxy that never asks, or that asks in one thread and connects in
+    another.  Both ends of a loop's flows are this process's, so its limit of files comes in too:
+    the loop has to end before that does.
+    """
+    if sys.platform == "win32":
+        return 2000
+    import resource
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2000 if files == resource.RLIM_INFINITY else max(50, min(2000, files // 2 - 64))
+
 
 _OPERATIONS = {
     c.SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS: "SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS",
@@ -126,6 +139,7 @@ class _Plan:
     """Where a connect goes, and the flow that must be known before it is made."""
 
     event: Connected
+    target: Address
     driver: Driver | None = None
     records: bytes = b""
     context: bytes = b""
@@ -138,8 +152,12 @@ _handling: ContextVar[int] = ContextVar("wfpioctl_flow")  # the flow that this t
 def _observe(code: int, handle: int, error: int, size: int) -> None:
     """The C module tells of each IOCTL that it made on the engine."""
     engine = _active
-    if engine is not None:
-        engine._observe(code, handle, error, size)
+    try:
+        if engine is not None:
+            engine._observe(code, handle, error, size)
+    except RuntimeError:
+        if engine is _active:
+            raise  # else its with block has just ended
 
 
 def _refuse(name: str, winerror: int, message: str) -> OSError:
@@ -189,7 +207,8 @@ class Engine:
         self._handles = itertools.count(0x1000)
         self._flow_ids = itertools.count(1)
         self._flows: dict[int, _Flow] = {}
-        self._unasked: dict[tuple[int, Address], dict[int, _Flow]] = {}
+        self._unset: dict[tuple[int, Address], dict[int, _Flow]] = {}
+        self._flows_of_a_loop = _flows_of_a_loop()
         self._interception = Interception(self) if intercept else None
 
     # ---- life ----
@@ -230,7 +249,7 @@ class Engine:
         _wfpioctl.engine_stop()
         with self._lock:
             self._flows.clear()
-            self._unasked.clear()
+            self._unset.clear()
 
     # ---- the machine's configuration ----
 
@@ -328,25 +347,20 @@ class Engine:
         Raises what connect() raises; PermissionError (WSAEACCES) where a driver blocks or is set up
         wrong (W58); RedirectLoopError where a proxy that does not SET meets itself (W55).
         """
+        if _active is not self:
+            raise RuntimeError("the Engine is not active")
         self.place_call(sock, address, lambda real: super(socket.socket, sock).connect(real))
 
     def place_call(
         self, sock: socket.socket, address: tuple[Any, ...], dial: Callable[[Any], _Result]
     ) -> _Result:
         """Walk the callouts, make the flow known, and ``dial`` the address that comes out."""
-        if _active is not self:
-            raise RuntimeError("the Engine is not active")
-        destination = addresses.numeric(address)
-        plan = self._plan(sock, destination)
-        target = plan.event.target
-        if target is None or (plan.driver is None and target == destination):
-            with self._lock:
-                self._trace.append(plan.event)
-            return dial(address)
-        real = addresses.as_seen_from(sock, target)
-        ends = self._make_known(sock, real, plan)
-        with self._lock:
-            self._trace.append(plan.event)
+        try:
+            real, ends = self._prepare(sock, address)
+        except RuntimeError:
+            if _active is self:
+                raise
+            return dial(address)  # the with block has just ended
         try:
             return dial(real)
         except BlockingIOError:
@@ -355,6 +369,20 @@ class Engine:
             if ends is not None and _active is self:  # nobody will ever accept it
                 _wfpioctl.engine_remove_flow(*ends)
             raise
+
+    def _prepare(
+        self, sock: socket.socket, address: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], tuple[Address, Address] | None]:
+        """Return where to dial, and the ends of the flow that is now known, if any."""
+        destination = addresses.destination_of(sock, address)
+        if destination is None:  # the socket says best what is wrong
+            return address, None
+        plan = self._plan(sock, destination)
+        real = addresses.as_seen_from(sock, plan.target)
+        ends = self._make_known(sock, real, plan)
+        with self._lock:
+            self._trace.append(plan.event)
+        return (address if plan.target == destination else real), ends
 
     def _plan(self, sock: socket.socket, destination: Address) -> _Plan:
         """Let each driver decide, in order; raise what the app's connect fails with."""
@@ -388,7 +416,7 @@ class Engine:
             raise _refuse("EACCES", c.WSAEACCES, f"connect to {host}:{port} refused: {blocked}")
         if redirecting is None:
             target = self._routes.get(destination, destination)
-            return _Plan(Connected(0, destination, target, tuple(verdicts)))
+            return _Plan(Connected(0, destination, target, tuple(verdicts)), target)
         return self._plan_redirection(sock, connection, redirecting, verdicts)
 
     def _plan_redirection(
@@ -400,24 +428,16 @@ class Engine:
     ) -> _Plan:
         destination = connection.destination
         flow = _Flow(weakref.ref(sock), driver, destination, self._hop(connection, driver))
-        key = driver.handle, destination
         with self._lock:
             flow_id = next(self._flow_ids)
-            self._flows[flow_id] = flow
-            if len(self._flows) > _MAX_KNOWN_FLOWS:
-                del self._flows[next(iter(self._flows))]
-            unasked = self._unasked.setdefault(key, {})
-            unasked[flow_id] = flow
-            if len(unasked) > MAX_UNASKED_FLOWS:
-                unasked = {i: each for i, each in unasked.items() if each.is_open()}
-                self._unasked[key] = unasked
-            endless = flow.hop > self.max_hops or len(unasked) > MAX_UNASKED_FLOWS
-        if endless:
+            unset = self._remember(flow_id, flow)
+        if flow.hop > self.max_hops or unset > self._flows_of_a_loop:
             host, port = destination
+            hops = max(flow.hop - 1, unset - 1)
             message = (
                 f"connect to {host}:{port}: driver {driver.name!r} redirected its own proxy again"
-                f" and again ({self.max_hops} hops); the proxy at {driver.proxy[0]}:"
-                f"{driver.proxy[1]} does not set the redirect records on its outbound socket"
+                f" and again ({hops} times); the proxy at {driver.proxy[0]}:{driver.proxy[1]}"
+                " does not set the redirect records on its outbound socket"
             )
             self._fail(destination, verdicts, message, hop=flow.hop)
             raise RedirectLoopError(errno.ELOOP, message)
@@ -437,7 +457,28 @@ class Engine:
             context_size=len(context) if arrives else 0,
             hop=flow.hop,
         )
-        return _Plan(event, driver, records, context)
+        return _Plan(event, driver.proxy, driver, records, context)
+
+    def _remember(self, flow_id: int, flow: _Flow) -> int:
+        """Keep a new flow; return how many of its kind are open and not SET (or not yet)."""
+        self._flows[flow_id] = flow
+        if len(self._flows) > _MAX_KNOWN_FLOWS:
+            self._forget_unset(oldest := next(iter(self._flows)))
+            del self._flows[oldest]
+        key = flow.driver.handle, flow.destination
+        unset = self._unset.setdefault(key, {})
+        unset[flow_id] = flow
+        if len(unset) > self._flows_of_a_loop:
+            unset = self._unset[key] = {i: each for i, each in unset.items() if each.is_open()}
+        return len(unset)
+
+    def _forget_unset(self, flow_id: int) -> None:
+        flow = self._flows[flow_id]
+        key = flow.driver.handle, flow.destination
+        unset = self._unset.get(key, {})
+        unset.pop(flow_id, None)
+        if not unset:
+            self._unset.pop(key, None)
 
     def _hop(self, connection: Connection, driver: Driver) -> int:
         """How often this driver has now redirected what goes to one destination, in one chain.
@@ -462,15 +503,26 @@ class Engine:
     def _make_known(
         self, sock: socket.socket, real: tuple[Any, ...], plan: _Plan
     ) -> tuple[Address, Address] | None:
-        """Bind the socket and tell the data plane of the flow, before anyone can accept it."""
+        """Bind the socket and tell the data plane of the flow, before anyone can accept it.
+
+        A connect to a proxy that carries no redirect takes the place of an earlier one between the
+        same ends, which the proxy may never have asked about.
+        """
         driver = plan.driver
-        if driver is None or driver.lose_tag or driver.off_machine:
+        carries = driver is not None and not driver.lose_tag and not driver.off_machine
+        if not carries and not self._is_proxy(plan.target):
             return None
         ends = addresses.bind_towards(sock, real), (real[0], real[1])
+        if not carries:
+            _wfpioctl.engine_remove_flow(*ends)
+            return None
         _wfpioctl.engine_add_flow(
             sock.fileno(), *ends, plan.event.flow_id, plan.records, plan.context
         )
         return ends
+
+    def _is_proxy(self, target: Address) -> bool:
+        return target[1] in self._listeners or any(each.proxy == target for each in self.drivers)
 
     def _fail(
         self, destination: Address, verdicts: list[Verdict], error: str, hop: int = 1
@@ -493,10 +545,9 @@ class Engine:
             if flow_id:
                 _handling.set(flow_id)
         with self._lock:
-            flow = self._flows.get(flow_id)
-            if flow is not None:
-                flow.was_set = flow.was_set or isinstance(event, RecordsSet)
-                self._unasked.get((flow.driver.handle, flow.destination), {}).pop(flow_id, None)
+            if isinstance(event, RecordsSet) and flow_id in self._flows:
+                self._flows[flow_id].was_set = True
+                self._forget_unset(flow_id)
             self._trace.append(event)
 
 

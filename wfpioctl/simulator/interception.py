@@ -4,6 +4,7 @@
 and every client built on them; the proactor loop connects by ConnectEx and is covered apart.
 """
 
+import errno
 import socket
 import sys
 from collections.abc import Callable
@@ -48,9 +49,11 @@ class Interception:
                 return plain_connect_ex(self, address)
             try:
                 connect(self, address)
+            except socket.gaierror:
+                raise
             except OSError as error:
-                if error.errno is None:
-                    raise
+                if error.errno is None:  # timed out
+                    return errno.EWOULDBLOCK
                 return getattr(error, "winerror", None) or error.errno
             return 0
 
