@@ -25,7 +25,10 @@ def numeric(address: tuple[Any, ...]) -> Address:
 
 def destination_of(sock: socket.socket, address: Any) -> Address | None:
     """(host, port) that a connect of this socket means, numeric; None if it can only fail."""
-    if sock.fileno() == -1 or not isinstance(address, tuple) or len(address) < 2:
+    ipv6 = sock.family == socket.AF_INET6
+    if sock.fileno() == -1 or not isinstance(address, tuple):
+        return None
+    if not 2 <= len(address) <= (4 if ipv6 else 2):
         return None
     host, port = address[:2]
     if not isinstance(host, str) or not host or not isinstance(port, int) or port >> 16:
@@ -33,9 +36,10 @@ def destination_of(sock: socket.socket, address: Any) -> Address | None:
     try:
         version = ipaddress.ip_address(host.partition("%")[0]).version
     except ValueError:
-        host = str(socket.getaddrinfo(host, None, sock.family, socket.SOCK_STREAM)[0][4][0])
+        name = host.encode("ascii" if host.isascii() else "idna")  # as connect() does
+        host = str(socket.getaddrinfo(name, None, sock.family, socket.SOCK_STREAM)[0][4][0])
     else:
-        if (version == 6) != (sock.family == socket.AF_INET6):
+        if (version == 6) != ipv6:
             return None
     return numeric((host, port))
 
