@@ -18,7 +18,16 @@ LIMITED = WINDOWS_PYTHON is not None or not sysconfig.get_config_var("Py_GIL_DIS
 
 FLAGS = {
     "msvc": ["/std:c11", "/experimental:c11atomics", "/W4", "/WX"],
-    "unix": ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"],
+    # Hidden: only PyInit_ is for others, and calls between the files need no detour.
+    "unix": [
+        "-fvisibility=hidden",
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-Wconversion",
+        "-Wshadow",
+        "-Werror",
+    ],
 }
 
 

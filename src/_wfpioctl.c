@@ -51,6 +51,7 @@ static void refuse(PyObject *error, const char *function, const char *argument,
 
 bool is_int(PyObject *value) { return PyLong_Check(value) && !PyBool_Check(value); }
 
+/* The handle in an int, INVALID_SOCKET for that of a closed socket, or an exception. */
 static bool handle_from_int(const char *function, const char *argument, PyObject *number,
                             SOCKET *socket) {
     int overflow;
@@ -88,40 +89,32 @@ static bool has_no_fileno(ModuleState *state, PyObject *value) {
     return !has;
 }
 
-bool handle_argument(ModuleState *state, const char *function, const char *argument,
-                     PyObject *value, SOCKET *socket) {
-    if (is_int(value)) {
-        return handle_from_int(function, argument, value, socket);
+bool unusual_handle(ModuleState *state, const char *function, const char *argument, PyObject *value,
+                    PyObject *number, SOCKET *socket) {
+    bool converted = false;
+    if (number == NULL && is_int(value)) { /* of a subclass, such as an enum's member */
+        PyErr_Clear();
+        number = Py_NewRef(value);
     }
-    PyObject *number = PyObject_CallMethodObjArgs(value, state->fileno, NULL);
     if (number == NULL) {
         if (has_no_fileno(state, value)) { /* what a fileno() raises is the user's */
             refuse(PyExc_TypeError, function, argument,
                    "must be an int handle or an object with fileno()", value);
         }
-        return false;
-    }
-    bool converted = is_int(number);
-    if (converted) {
+    } else if (is_int(number)) {
         converted = handle_from_int(function, argument, number, socket);
     } else {
         refuse(PyExc_TypeError, function, argument, "must have a fileno() that returns an int",
                number);
     }
-    Py_DECREF(number);
+    Py_XDECREF(number);
     return converted;
 }
 
-bool socket_argument(ModuleState *state, const char *function, const char *argument, DWORD code,
-                     PyObject *value, SOCKET *socket) {
-    if (!handle_argument(state, function, argument, value, socket)) {
-        return false;
-    }
-    if (*socket == INVALID_SOCKET) {
-        const Outcome outcome = {.error = WSAENOTSOCK, .failed = true};
-        raise_outcome(state, code, &outcome);
-    }
-    return *socket != INVALID_SOCKET;
+bool refuse_closed_socket(ModuleState *state, DWORD code) {
+    const Outcome outcome = {.error = WSAENOTSOCK, .failed = true};
+    raise_outcome(state, code, &outcome);
+    return false;
 }
 
 bool buffer_argument(const char *function, const char *argument, const char *wanted,
@@ -189,8 +182,8 @@ static bool is_not_redirected(DWORD error) {
  */
 
 /* Returns -1 with an exception where the simulated engine's control plane raised one. */
-static int observe(ModuleState *state, const Provider *provider, DWORD code, SOCKET socket,
-                   const Outcome *outcome, DWORD size) {
+HOT_INLINE int observe(ModuleState *state, const Provider *provider, DWORD code, SOCKET socket,
+                       const Outcome *outcome, DWORD size) {
     if (provider != &provider_engine) {
         return 0;
     }
@@ -199,7 +192,7 @@ static int observe(ModuleState *state, const Provider *provider, DWORD code, SOC
 
 /* One QUERY into `answer`, which the caller has pointed at its own memory; false with an exception.
  */
-static bool run_query(ModuleState *state, SOCKET socket, DWORD code, Answer *answer) {
+HOT_INLINE bool run_query(ModuleState *state, SOCKET socket, DWORD code, Answer *answer) {
     CallCount *count;
     const Provider *provider = calls_enter(state, &count);
     Outcome outcome;
@@ -214,7 +207,7 @@ static bool run_query(ModuleState *state, SOCKET socket, DWORD code, Answer *ans
     return !outcome.failed;
 }
 
-static PyObject *query(PyObject *module, const char *function, DWORD code, PyObject *sock) {
+HOT_INLINE PyObject *query(PyObject *module, const char *function, DWORD code, PyObject *sock) {
     ModuleState *state = module_state(module);
     SOCKET socket;
     if (!socket_argument(state, function, "sock", code, sock, &socket)) {

@@ -41,39 +41,25 @@ static bool answer_grow(Answer *answer, DWORD capacity) {
     return true;
 }
 
-void answer_free(Answer *answer) {
-    free(answer->heap);
-    answer->heap = NULL;
-}
-
-Outcome ioctl_query(const Provider *provider, SOCKET socket, DWORD code, Answer *answer) {
-    Outcome outcome = {0};
+Outcome ioctl_grow(const Provider *provider, SOCKET socket, DWORD code, Answer *answer, DWORD error,
+                   DWORD returned) {
     for (int tries = 1;; tries++) {
-        DWORD returned = 0;
-        int status = provider->ioctl(socket, code, NULL, 0, answer->data, answer->capacity,
-                                     &returned, NULL, NULL);
-        outcome.error = status == 0 ? 0 : (DWORD)provider->last_error();
-        if (status == 0 && returned <= answer->capacity) {
-            answer->size = returned;
-            return outcome;
-        }
-        if (status == 0) { /* a success that claims more than fits is a size, not an answer */
-            outcome.error = ERROR_INSUFFICIENT_BUFFER;
-        }
-        if (!ioctl_is_too_small(outcome.error, returned, answer->capacity)) {
-            outcome.failed = true;
-            outcome.required = 0; /* an earlier try may have been told a size */
+        Outcome outcome = {.error = error, .failed = true};
+        if (!ioctl_is_too_small(error, returned, answer->capacity)) {
             return outcome;
         }
         outcome.required = returned > answer->capacity ? returned : 0;
         DWORD capacity = ioctl_next_capacity(answer->capacity, returned);
         if (capacity == 0 || tries == IOCTL_MAX_TRIES) {
-            outcome.failed = outcome.too_small = true;
+            outcome.too_small = true;
             return outcome;
         }
         if (!answer_grow(answer, capacity)) {
-            outcome.failed = outcome.no_memory = true;
+            outcome.no_memory = true;
             return outcome;
+        }
+        if (ioctl_try(provider, socket, code, answer, &error, &returned)) {
+            return (Outcome){0};
         }
     }
 }

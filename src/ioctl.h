@@ -5,6 +5,7 @@
 #include "provider.h"
 
 #include <stdbool.h>
+#include <stdlib.h>
 
 #define IOCTL_USUAL_CAPACITY 4096u  /* bytes; one call suffices in the usual case (W12) */
 #define IOCTL_MAX_CAPACITY 1048576u /* bytes; never grow past this (W15) */
@@ -32,10 +33,43 @@ bool ioctl_is_too_small(DWORD error, DWORD returned, DWORD capacity);
 /* The capacity to try next, or 0 when growth ends here. */
 DWORD ioctl_next_capacity(DWORD capacity, DWORD returned);
 
-Outcome ioctl_query(const Provider *provider, SOCKET socket, DWORD code, Answer *answer);
+/* One try of a QUERY: true with answer->size set, or what it failed with and the size it named. */
+static inline bool ioctl_try(const Provider *provider, SOCKET socket, DWORD code, Answer *answer,
+                             DWORD *error, DWORD *returned) {
+    *returned = 0;
+    int status = provider->ioctl(socket, code, NULL, 0, answer->data, answer->capacity, returned,
+                                 NULL, NULL);
+    if (status == 0 && *returned <= answer->capacity) {
+        answer->size = *returned;
+        return true;
+    }
+    /* A success that claims more than fits is a size, not an answer. */
+    *error = status == 0 ? ERROR_INSUFFICIENT_BUFFER : (DWORD)provider->last_error();
+    return false;
+}
+
+/* What follows a first try that brought no answer: growth and more tries, or the failure. */
+Outcome ioctl_grow(const Provider *provider, SOCKET socket, DWORD code, Answer *answer, DWORD error,
+                   DWORD returned);
+
+/* One try is the usual case, and inline: it is what every connection pays. */
+static inline Outcome ioctl_query(const Provider *provider, SOCKET socket, DWORD code,
+                                  Answer *answer) {
+    DWORD error, returned;
+    if (ioctl_try(provider, socket, code, answer, &error, &returned)) {
+        return (Outcome){0};
+    }
+    return ioctl_grow(provider, socket, code, answer, error, returned);
+}
+
 Outcome ioctl_set(const Provider *provider, SOCKET socket, const void *records, DWORD size);
 
 /* Give back what growth allocated. */
-void answer_free(Answer *answer);
+static inline void answer_free(Answer *answer) {
+    if (answer->heap != NULL) {
+        free(answer->heap);
+        answer->heap = NULL;
+    }
+}
 
 #endif

@@ -30,12 +30,38 @@ static inline const Provider *calls_enter(ModuleState *state, CallCount **count)
 bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most);
 bool is_int(PyObject *value); /* bool is none */
 
+/* What handle_argument() does with what is not in the usual form.  `number` is what fileno()
+   returned, or NULL with an exception; this call owns it. */
+bool unusual_handle(ModuleState *state, const char *function, const char *argument, PyObject *value,
+                    PyObject *number, SOCKET *socket);
+
 /* Convert `sock` (an int handle, or anything with fileno()); false on failure.  A closed socket is
    INVALID_SOCKET for handle_argument(), and NotASocketError for socket_argument(). */
-bool handle_argument(ModuleState *state, const char *function, const char *argument,
-                     PyObject *value, SOCKET *socket);
-bool socket_argument(ModuleState *state, const char *function, const char *argument, DWORD code,
-                     PyObject *value, SOCKET *socket);
+HOT_INLINE bool handle_argument(ModuleState *state, const char *function, const char *argument,
+                                PyObject *value, SOCKET *socket) {
+    PyObject *number = PyLong_CheckExact(value)
+                           ? Py_NewRef(value)
+                           : PyObject_CallMethodObjArgs(value, state->fileno, NULL);
+    if (number != NULL && PyLong_CheckExact(number)) {
+        int overflow;
+        long long handle = PyLong_AsLongLongAndOverflow(number, &overflow); /* -1 if it overflows */
+        if (handle >= 0 && (unsigned long long)handle <= SOCKET_MAX) {
+            Py_DECREF(number);
+            *socket = (SOCKET)handle;
+            return true;
+        }
+    }
+    return unusual_handle(state, function, argument, value, number, socket);
+}
+
+/* NotASocketError, as the standard library says it of a closed socket. */
+bool refuse_closed_socket(ModuleState *state, DWORD code);
+
+HOT_INLINE bool socket_argument(ModuleState *state, const char *function, const char *argument,
+                                DWORD code, PyObject *value, SOCKET *socket) {
+    return handle_argument(state, function, argument, value, socket) &&
+           (*socket != INVALID_SOCKET || refuse_closed_socket(state, code));
+}
 
 /* Get a contiguous buffer of an object; false on failure. */
 bool buffer_argument(const char *function, const char *argument, const char *wanted,

@@ -9,6 +9,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* For the few functions on every connection's path whose call would cost more than their work. */
+#ifdef _MSC_VER
+#define HOT_INLINE static __forceinline
+#else
+#define HOT_INLINE static inline __attribute__((always_inline))
+#endif
+
 /* Slots that the 3.11 limited API cannot name; PyInit_ adds those that the running Python knows. */
 #define SLOT_MULTIPLE_INTERPRETERS 3 /* Py_mod_multiple_interpreters, 3.12 */
 #define SLOT_PER_INTERPRETER_GIL ((void *)2)
