@@ -16,6 +16,14 @@ WINDOWS = sys.platform == "win32" or WINDOWS_PYTHON is not None
 # A free-threaded interpreter has no limited API (before 3.15): it gets a wheel of its own.
 LIMITED = WINDOWS_PYTHON is not None or not sysconfig.get_config_var("Py_GIL_DISABLED")
 
+# WFPIOCTL_BUILD=asan, tsan or coverage: an instrumented build, for tools/harden.py.
+INSTRUMENTS = {
+    "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "tsan": ["-fsanitize=thread"],
+    "coverage": ["--coverage", "-O0"],
+}
+INSTRUMENT = INSTRUMENTS[build] if (build := os.environ.get("WFPIOCTL_BUILD")) else []
+
 FLAGS = {
     "msvc": ["/std:c11", "/experimental:c11atomics", "/W4", "/WX"],
     # Hidden: only PyInit_ is for others, and calls between the files need no detour.
@@ -38,6 +46,9 @@ class BuildExt(build_ext):
         flags = FLAGS["msvc" if self.compiler.compiler_type == "msvc" else "unix"]
         for extension in self.extensions:
             extension.extra_compile_args.extend(flags)
+            if INSTRUMENT:
+                extension.extra_compile_args += [*INSTRUMENT, "-g", "-fno-omit-frame-pointer"]
+                extension.extra_link_args += INSTRUMENT
         if WINDOWS_PYTHON:
             self.target_windows(WINDOWS_PYTHON)
         super().build_extensions()

@@ -224,16 +224,16 @@ class Engine:
             d.no_context,
             secrets.randbits(64),
         )
-        _wfpioctl.engine_set_observer(_observe)
         try:
+            _wfpioctl.engine_set_observer(_observe)
             for register in self._listeners.values():
                 register()
             if self._interception is not None:
                 self._interception.install()
+            _active = self
         except BaseException:
-            _wfpioctl.engine_stop()
+            self._end()
             raise
-        _active = self
         return self
 
     def __exit__(
@@ -242,14 +242,20 @@ class Engine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """Restore Python's connects and Winsock, whatever state the engine is in."""
         global _active
         _active = None
-        if self._interception is not None:
-            self._interception.uninstall()
-        _wfpioctl.engine_stop()
-        with self._lock:
-            self._flows.clear()
-            self._unset.clear()
+        try:
+            if self._interception is not None:
+                self._interception.uninstall()
+        finally:
+            _wfpioctl.engine_stop()
+            with self._lock:
+                self._flows.clear()
+                self._unasked.clear()
 
     # ---- the machine's configuration ----
 

@@ -31,7 +31,7 @@ class Interception:
 
     def __init__(self, switchboard: Switchboard) -> None:
         self._switchboard = switchboard
-        self._undo: list[Callable[[], None]] = []
+        self._replaced: list[tuple[type, str, Any]] = []
 
     def install(self) -> None:
         switchboard = self._switchboard
@@ -79,13 +79,15 @@ class Interception:
             self._replace(IocpProactor, "connect", connect)
 
     def _replace(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
-        own = vars(owner).get(name)
+        self._replaced.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, replacement)
-        if own is None:  # it was inherited
-            self._undo.append(lambda: delattr(owner, name))
-        else:
-            self._undo.append(lambda: setattr(owner, name, own))
 
     def uninstall(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        """Restore what was there, also after an installation that failed half-way."""
+        while self._replaced:
+            owner, name, own = self._replaced[-1]
+            if own is not None:
+                setattr(owner, name, own)
+            elif name in vars(owner):  # it is inherited
+                delattr(owner, name)
+            self._replaced.pop()
