@@ -255,7 +255,7 @@ class Engine:
             _wfpioctl.engine_stop()
             with self._lock:
                 self._flows.clear()
-                self._unasked.clear()
+                self._unset.clear()
 
     # ---- the machine's configuration ----
 
