@@ -8,11 +8,13 @@ these tests are how to learn it: each writes down the codes that it saw, also wh
 
 import contextlib
 import ctypes
+import importlib
 import socket
 import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from support import QUERIES, Pair, every_query
@@ -57,11 +59,10 @@ def code_of(call: Callable[[], object]) -> int:
 @pytest.fixture
 def accepted_ex(listener: socket.socket) -> Iterator[socket.socket]:
     """A connection from AcceptEx, without SO_UPDATE_ACCEPT_CONTEXT."""
-    import _overlapped
-
+    overlapped: Any = importlib.import_module("_overlapped")
     with socket.socket() as accepted, socket.socket() as client:
         listener.setblocking(True)
-        accept = _overlapped.Overlapped(0)
+        accept = overlapped.Overlapped(0)
         accept.AcceptEx(listener.fileno(), accepted.fileno())
         client.connect(listener.getsockname())
         accept.getresult(True)
