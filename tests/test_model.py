@@ -22,7 +22,7 @@ DRIVERS = 3
 
 
 def model_redirector(records: tuple[int, ...]) -> int | None:
-    """Which driver redirects a connect that carries these records: the first that may (W51, W53)."""
+    """Which driver redirects a connect that carries these records: the first that may (W51)."""
     for driver in range(DRIVERS):
         if driver not in records:  # neither by self nor previously by self (W50)
             return driver

@@ -47,8 +47,8 @@ CALLS = {
     "query_redirect_context_into": "wfpioctl.query_redirect_context_into(5, bytearray(8192), 4096)",
     "set_redirect_records": "wfpioctl.set_redirect_records(5, b'records')",
     "transfer_redirect_records": "wfpioctl.transfer_redirect_records(Sock(), Sock())",
-    # Not read_redirect(): where an error passes a Python frame, a failed allocation can make CPython
-    # itself raise SystemError (int("x") does so too).
+    # Not read_redirect(): where an error passes a Python frame, a failed allocation can make
+    # CPython itself raise SystemError (int("x") does so too).
     "read_redirect_parts": "read_redirect_parts(Sock())",
 }
 
@@ -78,9 +78,7 @@ pytestmark = pytest.mark.skipif(not has_testcapi(), reason="this Python has no _
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_success_survives_every_failed_allocation(call: str) -> None:
-    out = run(
-        f"with Scripted(b'r' * 128, b'c'):\n    {call}\n    print(sweep(lambda: {call}))\n"
-    )
+    out = run(f"with Scripted(b'r' * 128, b'c'):\n    {call}\n    print(sweep(lambda: {call}))\n")
     assert int(out) >= 1
 
 

@@ -32,8 +32,6 @@ _Result = TypeVar("_Result")
 MAX_CONTEXT_SIZE = 1 << 26
 """Bytes; a driver's context is a blob of any size, within reason."""
 
-_MAX_KNOWN_FLOWS = 100_000  # remembered for finding loops; the oldest is forgotten first
-
 
 def _flows_of_a_loop() -> int:
     """How many open flows of one driver to one destination, none of them SET, must be a loop.
@@ -467,10 +465,13 @@ class Engine:
 
     def _remember(self, flow_id: int, flow: _Flow) -> int:
         """Keep a new flow; return how many of its kind are open and not SET (or not yet)."""
+        for oldest in [*itertools.islice(self._flows, 2)]:  # closed ones go as new ones come
+            known = self._flows.pop(oldest)
+            if known.is_open():
+                self._flows[oldest] = known
+            else:
+                self._forget_unset(oldest, known)
         self._flows[flow_id] = flow
-        if len(self._flows) > _MAX_KNOWN_FLOWS:
-            self._forget_unset(oldest := next(iter(self._flows)))
-            del self._flows[oldest]
         key = flow.driver.handle, flow.destination
         unset = self._unset.setdefault(key, {})
         unset[flow_id] = flow
@@ -478,8 +479,7 @@ class Engine:
             unset = self._unset[key] = {i: each for i, each in unset.items() if each.is_open()}
         return len(unset)
 
-    def _forget_unset(self, flow_id: int) -> None:
-        flow = self._flows[flow_id]
+    def _forget_unset(self, flow_id: int, flow: _Flow) -> None:
         key = flow.driver.handle, flow.destination
         unset = self._unset.get(key, {})
         unset.pop(flow_id, None)
@@ -551,9 +551,10 @@ class Engine:
             if flow_id:
                 _handling.set(flow_id)
         with self._lock:
-            if isinstance(event, RecordsSet) and flow_id in self._flows:
-                self._flows[flow_id].was_set = True
-                self._forget_unset(flow_id)
+            flow = self._flows.get(flow_id)
+            if isinstance(event, RecordsSet) and flow is not None:
+                flow.was_set = True
+                self._forget_unset(flow_id, flow)
             self._trace.append(event)
 
 

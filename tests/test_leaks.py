@@ -1,0 +1,203 @@
+"""Nothing grows: references, blocks, the C heap, descriptors or handles, threads.
+
+Each public function has a case for its success and one for its failure; a new public name without
+a case fails the first test.
+"""
+
+import contextlib
+import gc
+import inspect
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from support import ORIGINAL, accept, address_of, listen
+
+import wfpioctl
+from wfpioctl import context
+from wfpioctl.simulator import Engine, Scripted, Step
+
+CALLS = 300  # of each case, before and while counting
+ROUNDS = 5
+NOISE = CALLS // 3  # blocks; a leak of one a call is three times that
+
+RECORDS = bytes(range(128))
+CONTEXT = context.encode(context.OriginalDestination(("192.0.2.1", 80)), "wfpsampler")
+
+Case = Callable[[], object]
+
+
+def failing(call: Case, error: type[BaseException] = wfpioctl.RedirectError) -> Case:
+    def case() -> None:
+        with pytest.raises(error):
+            call()
+
+    return case
+
+
+def connect_and_close() -> None:
+    redirect = wfpioctl.Redirect(RECORDS, CONTEXT)
+    with listen() as listener, wfpioctl.create_connection(redirect, address_of(listener), 5):
+        accept(listener).close()
+
+
+def connect_in_vain() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        wfpioctl.create_connection(wfpioctl.Redirect(RECORDS), sock.getsockname(), 5)
+
+
+def make_and_close() -> None:
+    make = wfpioctl.socket_factory(wfpioctl.Redirect(RECORDS))
+    make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))).close()
+
+
+def make_in_vain() -> None:
+    make = wfpioctl.socket_factory(wfpioctl.Redirect(b""))
+    make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1)))
+
+
+SUCCESS: dict[str, Case] = {
+    "query_redirect_records": lambda: wfpioctl.query_redirect_records(5),
+    "query_redirect_context": lambda: wfpioctl.query_redirect_context(5),
+    "query_redirect_records_into": lambda: wfpioctl.query_redirect_records_into(5, bytearray(128)),
+    "query_redirect_context_into": lambda: wfpioctl.query_redirect_context_into(
+        5, bytearray(8192), 4096
+    ),
+    "set_redirect_records": lambda: wfpioctl.set_redirect_records(5, RECORDS),
+    "transfer_redirect_records": lambda: wfpioctl.transfer_redirect_records(5, 6),
+    "read_redirect": lambda: wfpioctl.read_redirect(5),
+    "create_connection": connect_and_close,
+    "socket_factory": make_and_close,
+}
+
+FAILURE: dict[str, Case] = {
+    "query_redirect_records": failing(lambda: wfpioctl.query_redirect_records(-1)),
+    "query_redirect_context": failing(lambda: wfpioctl.query_redirect_context("5"), TypeError),  # type: ignore[arg-type]
+    "query_redirect_records_into": failing(
+        lambda: wfpioctl.query_redirect_records_into(5, bytearray(127)),
+        wfpioctl.InsufficientBufferError,
+    ),
+    "query_redirect_context_into": failing(
+        lambda: wfpioctl.query_redirect_context_into(5, bytearray(8), 9), ValueError
+    ),
+    "set_redirect_records": failing(lambda: wfpioctl.set_redirect_records(5, b""), ValueError),
+    "transfer_redirect_records": failing(lambda: wfpioctl.transfer_redirect_records(5, -1)),
+    "read_redirect": failing(lambda: wfpioctl.read_redirect(-2), ValueError),
+    "create_connection": failing(connect_in_vain, OSError),
+    "socket_factory": failing(make_in_vain, ValueError),
+}
+
+
+def public_functions() -> set[str]:
+    members = ((name, getattr(wfpioctl, name)) for name in wfpioctl.__all__)
+    return {name for name, member in members if inspect.isroutine(member)}
+
+
+@pytest.mark.parametrize("cases", [SUCCESS, FAILURE], ids=["success", "failure"])
+def test_every_public_function_has_a_leak_test(cases: dict[str, Case]) -> None:
+    assert set(cases) == public_functions()
+
+
+@pytest.fixture(params=["scripted", "growing", "failing"])
+def provider(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A provider that answers at once, one whose answers make the buffer grow, one that fails."""
+    if request.param == "scripted":
+        script = Scripted(RECORDS, CONTEXT)
+    elif request.param == "growing":
+        script = Scripted(bytes(100_000), bytes(100_000))
+    else:
+        script = Scripted(steps=[Step(10050)])
+    with script:
+        yield request.param
+
+
+def count() -> int:
+    """References where the interpreter counts them (a debug build), else allocated blocks."""
+    gc.collect()
+    references = getattr(sys, "gettotalrefcount", None)
+    return int(references() if references else sys.getallocatedblocks())
+
+
+def grows(case: Case) -> bool:
+    """Whether calls leave something each time: what only happens once is no leak."""
+    for _ in range(CALLS):
+        case()
+    for _ in range(ROUNDS):
+        before = count()
+        for _ in range(CALLS):
+            case()
+        if count() - before < NOISE:
+            return False
+    return True
+
+
+SLOW_CASES = {"create_connection"}
+
+
+def calls_of(cases: dict[str, Case]) -> list[object]:
+    return [pytest.param(case, id=name) for name, case in cases.items() if name not in SLOW_CASES]
+
+
+@pytest.mark.parametrize("case", calls_of(SUCCESS))
+def test_a_call_leaves_nothing(case: Case, provider: str) -> None:
+    def call() -> None:
+        with contextlib.suppress(wfpioctl.RedirectError):
+            case()
+
+    assert not grows(call)
+
+
+@pytest.mark.parametrize("case", calls_of(FAILURE))
+def test_a_call_with_bad_arguments_leaves_nothing(case: Case) -> None:
+    with Scripted(RECORDS, CONTEXT):
+        assert not grows(case)
+
+
+def test_a_redirected_connection_leaves_nothing() -> None:
+    with listen() as listener, Engine(trace_limit=10) as engine:
+        engine.add_driver("A", proxy=address_of(listener), match=ORIGINAL, context=CONTEXT)
+
+        def connection() -> None:
+            with (
+                socket.create_connection(ORIGINAL, 5),
+                accept(listener) as accepted,
+                socket.socket() as outbound,
+            ):
+                wfpioctl.transfer_redirect_records(accepted, outbound)
+
+        assert not grows(connection)
+        assert engine.flow_count < CALLS
+
+
+def test_simulators_leave_nothing() -> None:
+    def life() -> None:
+        with Scripted(steps=[Step(data=RECORDS)]) as script:
+            wfpioctl.query_redirect_records(5)
+            assert len(script.calls) == 1
+        with Engine():
+            pass
+
+    assert not grows(life)
+
+
+class TestProcess:
+    """The C heap, descriptors or handles, and threads, as the operating system counts them."""
+
+    @pytest.mark.parametrize("name", sorted(SUCCESS))
+    def test_the_process_does_not_grow(self, name: str) -> None:
+        psleak = pytest.importorskip("psleak", reason="psleak is not installed")
+
+        class Leak(psleak.MemoryLeakTestCase):  # type: ignore[misc, name-defined]
+            times = 20 if name in SLOW_CASES else 200
+
+            def runTest(self) -> None:
+                with Scripted(bytes(100_000), CONTEXT):
+                    self.execute(SUCCESS[name])
+                with Scripted(RECORDS, CONTEXT):
+                    self.execute(FAILURE[name])
+
+        result = Leak().run()
+        assert result is not None
+        assert result.wasSuccessful(), result.failures + result.errors
