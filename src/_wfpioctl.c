@@ -174,8 +174,10 @@ PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome) 
 }
 
 /* The codes of W17: the IOCTL worked, and nobody redirected this connection. */
-static bool is_not_redirected(DWORD error) {
-    return error == ERROR_NOT_FOUND || error == FWP_E_NOT_FOUND_CODE || error == WSAEINVAL;
+static bool is_not_redirected(const Outcome *outcome) {
+    return outcome->failed && !outcome->too_small && !outcome->no_memory &&
+           (outcome->error == ERROR_NOT_FOUND || outcome->error == FWP_E_NOT_FOUND_CODE ||
+            outcome->error == WSAEINVAL);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------
@@ -446,7 +448,7 @@ static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
     Py_BEGIN_ALLOW_THREADS got_records = ioctl_query(provider, socket, records_code, &records);
     if (!got_records.failed) {
         got_context = ioctl_query(provider, socket, context_code, &context);
-        if (got_context.failed && is_not_redirected(got_context.error)) {
+        if (is_not_redirected(&got_context)) {
             got_context = (Outcome){0}; /* redirected, and carries none (W16) */
             context.size = 0;
         }
@@ -457,7 +459,7 @@ static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
         (!got_records.failed &&
          observe(state, provider, context_code, socket, &got_context, context.size) < 0)) {
         /* the exception is set */
-    } else if (got_records.failed && is_not_redirected(got_records.error)) {
+    } else if (is_not_redirected(&got_records)) {
         result = Py_NewRef(Py_None);
     } else if (got_records.failed) {
         raise_outcome(state, records_code, &got_records);

@@ -72,7 +72,7 @@ class ProxyHandler(socketserver.BaseRequestHandler):
         destination = context.decode(redirect.context, "wfpsampler").address
         try:
             if self.server.forgetful:
-                upstream = socket.create_connection(destination, TIMEOUT)
+                upstream = socket.create_connection(destination[:2], TIMEOUT)
             else:
                 upstream = create_connection(redirect, destination, TIMEOUT)
         except OSError as error:

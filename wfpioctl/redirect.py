@@ -10,6 +10,8 @@ from ._wfpioctl import read_redirect_parts, set_redirect_records
 
 __all__ = ["Redirect", "create_connection", "read_redirect", "socket_factory"]
 
+Address = tuple[str, int] | tuple[str, int, int, int]
+
 
 class HasFileno(Protocol):
     """A socket, a transport's socket, or whatever else wraps a socket handle."""
@@ -48,7 +50,7 @@ def read_redirect(sock: int | HasFileno) -> Redirect | None:
 
 def create_connection(
     redirect: Redirect,
-    address: tuple[str | None, int | str] | None = None,
+    address: Address | None = None,
     timeout: float | EllipsisType | None = ...,
     source_address: tuple[str, int] | None = None,
 ) -> socket.socket:
@@ -59,7 +61,8 @@ def create_connection(
 
     Args:
         redirect: what ``read_redirect()`` returned for the accepted socket.
-        address: (host, port) to connect to; None is the original destination, read from the
+        address: (host, port) to connect to, or for IPv6 (host, port, flowinfo, scope_id), such as
+            the address of a decoded context; None is the original destination, read from the
             context in the layout of Microsoft's WFPSampler (W70).
         timeout: seconds for each attempt; None waits for ever; left out, it is
             ``socket.getdefaulttimeout()``.
@@ -72,21 +75,28 @@ def create_connection(
     if address is None:
         from .context import decode
 
-        destination = decode(redirect.context, "wfpsampler")
-        address = destination.host, destination.port
+        address = decode(redirect.context, "wfpsampler").address
     make_socket = socket_factory(redirect)
-    infos = socket.getaddrinfo(*address, 0, socket.SOCK_STREAM)
+    infos = _resolve(address)
     attempts: list[str] = []
     for number, info in enumerate(infos, 1):
         try:
             return _connect(make_socket, info, timeout, source_address)
         except OSError as error:
-            attempts.append(f"{info[4][0]} port {info[4][1]}: {error}")
+            attempts.append(f"{info[4][0]!s} port {info[4][1]}: {error}")
             if number == len(infos):
                 for attempt in attempts if number > 1 else ():
                     error.add_note(attempt)
                 raise
     raise OSError(f"create_connection(): {address[0]!r} resolves to no address")
+
+
+def _resolve(address: Address) -> list[Any]:
+    """The TCP addresses that a host has; a full IPv6 address is one already."""
+    if len(address) == 4:
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 0, "", address)]
+    host, port = address
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 def _connect(
