@@ -55,6 +55,14 @@ def listener() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
+def nowhere() -> Iterator[tuple[str, int]]:
+    """An address that refuses connections; it is held, so that no connect can come from it."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield address_of(sock)
+
+
+@pytest.fixture
 def tcp() -> Iterator[socket.socket]:
     """A TCP socket that is neither bound nor connected."""
     with socket.socket() as sock:

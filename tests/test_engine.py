@@ -291,9 +291,7 @@ def test_finished_flows_give_their_memory_back(engine: Engine, listener: socket.
     assert engine.flow_count < 500
 
 
-def test_failed_connect_leaves_no_flow(engine: Engine) -> None:
-    with listen() as gone:
-        nowhere = address_of(gone)
+def test_failed_connect_leaves_no_flow(engine: Engine, nowhere: tuple[str, int]) -> None:
     engine.add_driver("A", proxy=nowhere)
     for _ in range(3):
         with pytest.raises(ConnectionRefusedError):

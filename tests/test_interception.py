@@ -223,9 +223,7 @@ def test_closed_socket(engine: Engine, listener: socket.socket) -> None:
     assert number in (errno.EBADF, 10038)
 
 
-def test_refused_connect(engine: Engine, tcp: socket.socket) -> None:
-    with listen() as gone:
-        nowhere = address_of(gone)
+def test_refused_connect(engine: Engine, tcp: socket.socket, nowhere: tuple[str, int]) -> None:
     engine.add_driver("A", proxy=nowhere, match=ORIGINAL)
     assert tcp.connect_ex(ORIGINAL) in (errno.ECONNREFUSED, 10061)
     assert engine.flow_count == 0
