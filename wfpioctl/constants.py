@@ -4,7 +4,11 @@ Each name has one home, here.  Sources: mstcpip.h and ws2ipdef.h for the IOCTLs 
 winerror.h and fwpmu.h for the codes.
 """
 
-from typing import Final
+from __future__ import annotations
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without typing, whose import outlasts all of ours
+if TYPE_CHECKING:
+    from typing import Final
 
 # W01 to W03.  Both QUERY codes carry the "in" bit although they only return data (W07).
 SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS: Final = 0x980000DC

@@ -5,10 +5,15 @@ catches ``PermissionError`` or ``ConnectionError`` goes on working.  ``winerror`
 discriminator (all Win32 codes share one errno) and exists on every system.
 """
 
+from __future__ import annotations
+
 import errno
-from typing import NamedTuple, Self
 
 from . import constants as c
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without typing, whose import outlasts all of ours
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = [
     "AccessDeniedError",
@@ -41,11 +46,11 @@ class RedirectError(OSError):
     """
 
     def __init__(self, operation: str, winerror: int, required_size: int | None = None) -> None:
-        code = CODES.get(winerror)
-        meaning = f"{code.meaning} ({code.name})" if code else "unexpected code"
+        code = CODES.get(winerror, _UNEXPECTED)
+        message = f"{operation}: {code.text}"
         if required_size is not None:
-            meaning += f"; {required_size} bytes are required"
-        super().__init__(_errno_of(winerror), f"{operation}: {meaning}")
+            message += f"; {required_size} bytes are required"
+        super().__init__(code.errno, message)
         self.operation = operation
         self.winerror = winerror
         self.required_size = required_size
@@ -109,64 +114,72 @@ class ProtocolOptionError(RedirectError):
     """WSAENOPROTOOPT: the socket's protocol does not know this IOCTL (W20)."""
 
 
-class _Code(NamedTuple):
-    name: str
-    meaning: str
-    error: type[RedirectError] = RedirectError
+class Code:
+    """What is known of a code; everything that does not change from error to error is made once.
 
+    Attributes:
+        name: its symbolic name in the SDK.
+        meaning: what it means here.
+        error: the class that it raises.
+        text: meaning and name, as a message has them.
+        errno: the constant of that name, EINVAL for Win32 codes, as on Windows.
+    """
+
+    __slots__ = ("errno", "error", "meaning", "name", "text")
+
+    def __init__(self, name: str, meaning: str, error: type[RedirectError] = RedirectError) -> None:
+        self.name = name
+        self.meaning = meaning
+        self.error = error
+        self.text = f"{meaning} ({name})" if name else meaning
+        is_winsock = name.startswith("WSAE")
+        self.errno: int = getattr(errno, name.removeprefix("WSA")) if is_winsock else errno.EINVAL
+
+
+_UNEXPECTED = Code("", "unexpected code")
 
 CODES = {
-    c.ERROR_INSUFFICIENT_BUFFER: _Code(
+    c.ERROR_INSUFFICIENT_BUFFER: Code(
         "ERROR_INSUFFICIENT_BUFFER", "the buffer is too small", InsufficientBufferError
     ),
-    c.ERROR_MORE_DATA: _Code("ERROR_MORE_DATA", "there is more data than the buffer holds"),
-    c.WSA_OPERATION_ABORTED: _Code(
+    c.ERROR_MORE_DATA: Code("ERROR_MORE_DATA", "there is more data than the buffer holds"),
+    c.WSA_OPERATION_ABORTED: Code(
         "WSA_OPERATION_ABORTED",
         "the operation was cancelled or its socket closed",
         OperationAbortedError,
     ),
-    c.WSA_IO_INCOMPLETE: _Code("WSA_IO_INCOMPLETE", "the operation has not completed"),
-    c.WSA_IO_PENDING: _Code("WSA_IO_PENDING", "the operation will complete later"),
-    c.ERROR_NOT_FOUND: _Code(
+    c.WSA_IO_INCOMPLETE: Code("WSA_IO_INCOMPLETE", "the operation has not completed"),
+    c.WSA_IO_PENDING: Code("WSA_IO_PENDING", "the operation will complete later"),
+    c.ERROR_NOT_FOUND: Code(
         "ERROR_NOT_FOUND", "nobody redirected this connection", NotRedirectedError
     ),
-    c.WSAEINTR: _Code("WSAEINTR", "the call was interrupted", IoctlInterruptedError),
-    c.WSAEACCES: _Code(
-        "WSAEACCES", "access denied: the process is not elevated", AccessDeniedError
-    ),
-    c.WSAEFAULT: _Code("WSAEFAULT", "bad address", BadAddressError),
-    c.WSAEINVAL: _Code(
+    c.WSAEINTR: Code("WSAEINTR", "the call was interrupted", IoctlInterruptedError),
+    c.WSAEACCES: Code("WSAEACCES", "access denied: the process is not elevated", AccessDeniedError),
+    c.WSAEFAULT: Code("WSAEFAULT", "bad address", BadAddressError),
+    c.WSAEINVAL: Code(
         "WSAEINVAL", "an argument or the socket's state is not valid", InvalidArgumentError
     ),
-    c.WSAEINPROGRESS: _Code(
+    c.WSAEINPROGRESS: Code(
         "WSAEINPROGRESS", "a blocking call or a callback is in progress", CallbackInProgressError
     ),
-    c.WSAENOTSOCK: _Code("WSAENOTSOCK", "not a socket, or a closed one", NotASocketError),
-    c.WSAEMSGSIZE: _Code("WSAEMSGSIZE", "the message is larger than the buffer"),
-    c.WSAENOPROTOOPT: _Code(
+    c.WSAENOTSOCK: Code("WSAENOTSOCK", "not a socket, or a closed one", NotASocketError),
+    c.WSAEMSGSIZE: Code("WSAEMSGSIZE", "the message is larger than the buffer"),
+    c.WSAENOPROTOOPT: Code(
         "WSAENOPROTOOPT", "the protocol does not know the operation", ProtocolOptionError
     ),
-    c.WSAEOPNOTSUPP: _Code(
+    c.WSAEOPNOTSUPP: Code(
         "WSAEOPNOTSUPP",
         "not supported here: it needs a TCP socket on Windows 8 / Server 2012 or later",
         NotSupportedError,
     ),
-    c.WSAENETDOWN: _Code("WSAENETDOWN", "the network is down", NetworkDownError),
-    c.WSAENOBUFS: _Code("WSAENOBUFS", "no buffer space is available"),
-    c.WSAENOTCONN: _Code("WSAENOTCONN", "the socket is not connected", NotConnectedError),
-    c.FWP_E_NOT_FOUND: _Code(
+    c.WSAENETDOWN: Code("WSAENETDOWN", "the network is down", NetworkDownError),
+    c.WSAENOBUFS: Code("WSAENOBUFS", "no buffer space is available"),
+    c.WSAENOTCONN: Code("WSAENOTCONN", "the socket is not connected", NotConnectedError),
+    c.FWP_E_NOT_FOUND: Code(
         "FWP_E_NOT_FOUND", "nobody redirected this connection", NotRedirectedError
     ),
 }
-"""What is known of each code: its symbolic name, what it means here, and the class it raises."""
-
-
-def _errno_of(winerror: int) -> int:
-    """The errno of a code: the constant of that name, EINVAL for Win32 codes, as on Windows."""
-    code = CODES.get(winerror)
-    if code is None or not code.name.startswith("WSAE"):
-        return errno.EINVAL
-    return int(getattr(errno, code.name.removeprefix("WSA")))
+"""What is known of each code; every other code is a RedirectError."""
 
 
 def error_from_code(
@@ -176,6 +189,5 @@ def error_from_code(
 
     ``too_small`` says that growth ended, so that whatever the code, the size was the matter (W15).
     """
-    code = CODES.get(winerror)
-    error = InsufficientBufferError if too_small else code.error if code else RedirectError
+    error = InsufficientBufferError if too_small else CODES.get(winerror, _UNEXPECTED).error
     return error(operation, winerror, required_size)

@@ -1,10 +1,10 @@
 """Redirects as objects: read one off an accepted socket, go on to the destination with it."""
 
+from __future__ import annotations
+
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import namedtuple
 from types import EllipsisType
-from typing import Any, Protocol
 
 from ._wfpioctl import read_redirect_parts, set_redirect_records
 
@@ -13,15 +13,26 @@ __all__ = ["Redirect", "create_connection", "read_redirect", "socket_factory"]
 Address = tuple[str, int] | tuple[str, int, int, int]
 
 
-class HasFileno(Protocol):
-    """A socket, a transport's socket, or whatever else wraps a socket handle."""
+# Neither typing nor dataclasses, whose imports outlast all of ours.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NamedTuple, Protocol
 
-    def fileno(self) -> int: ...
+    class HasFileno(Protocol):
+        """A socket, a transport's socket, or whatever else wraps a socket handle."""
+
+        def fileno(self) -> int: ...
+
+    class _Redirect(NamedTuple):
+        records: bytes
+        context: bytes = b""
+else:
+    _Redirect = namedtuple("Redirect", "records context", defaults=[b""])
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Redirect:
-    """What the kernel knows of a redirected connection.
+class Redirect(_Redirect):
+    """What the kernel knows of a redirected connection, as a named tuple.
 
     Attributes:
         records: the redirect records, opaque bytes to be set on the outbound socket (W26).
@@ -29,8 +40,7 @@ class Redirect:
             decodes the known layouts.
     """
 
-    records: bytes
-    context: bytes = b""
+    __slots__ = ()
 
     def __repr__(self) -> str:
         records, context = len(self.records), len(self.context)
@@ -45,7 +55,7 @@ def read_redirect(sock: int | HasFileno) -> Redirect | None:
     None can also mean that the data was lost on the way (W60): decide what your proxy does then.
     """
     parts = read_redirect_parts(sock)
-    return None if parts is None else Redirect(*parts)
+    return None if parts is None else Redirect._make(parts)
 
 
 def create_connection(
