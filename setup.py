@@ -1,13 +1,17 @@
 """Builds the extension; everything else is in pyproject.toml."""
 
+import gzip
 import os
 import shlex
 import sys
 import sysconfig
+import tarfile
 from glob import glob
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 # The folder of a Windows Python: build for that one, elsewhere, with the mingw-w64 compiler in $CC.
 WINDOWS_PYTHON = os.environ.get("WFPIOCTL_WINDOWS_PYTHON")
@@ -25,7 +29,7 @@ INSTRUMENTS = {
 INSTRUMENT = INSTRUMENTS[build] if (build := os.environ.get("WFPIOCTL_BUILD")) else []
 
 FLAGS = {
-    "msvc": ["/std:c11", "/experimental:c11atomics", "/W4", "/WX"],
+    "msvc": ["/std:c11", "/experimental:c11atomics", "/W4", "/WX", "/Brepro"],
     # Hidden: only PyInit_ is for others, and calls between the files need no detour.
     "unix": [
         "-fvisibility=hidden",
@@ -43,9 +47,13 @@ class BuildExt(build_ext):
     """Gives each compiler the flags that it understands, and can build for Windows elsewhere."""
 
     def build_extensions(self) -> None:
-        flags = FLAGS["msvc" if self.compiler.compiler_type == "msvc" else "unix"]
+        msvc = self.compiler.compiler_type == "msvc"
+        flags = FLAGS["msvc" if msvc else "unix"]
+        # Neither the time nor the place of the build gets into its result.
+        place = [] if msvc or INSTRUMENT else [f"-ffile-prefix-map={os.getcwd()}=."]
         for extension in self.extensions:
-            extension.extra_compile_args.extend(flags)
+            extension.extra_compile_args += flags + place
+            extension.extra_link_args += ["/Brepro"] if msvc else []
             if INSTRUMENT:
                 extension.extra_compile_args += [*INSTRUMENT, "-g", "-fno-omit-frame-pointer"]
                 extension.extra_link_args += INSTRUMENT
@@ -72,6 +80,32 @@ class BuildExt(build_ext):
         return super().get_ext_filename(fullname)
 
 
+class Sdist(sdist):
+    """With SOURCE_DATE_EPOCH set, equal sources make equal archives, as wheels do by themselves."""
+
+    def make_archive(
+        self, base_name: str, format: str, root_dir: Any = None, base_dir: Any = None, **owner: Any
+    ) -> str:
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        if epoch is None or format != "gztar":
+            return super().make_archive(base_name, format, root_dir, base_dir, **owner)
+
+        def normal(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.mtime = int(epoch)
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            return member
+
+        name = f"{base_name}.tar.gz"
+        with (
+            gzip.GzipFile(name, "wb", mtime=int(epoch)) as compressed,
+            tarfile.open(name, "w", compressed, format=tarfile.PAX_FORMAT) as tar,
+        ):
+            tar.add(base_dir, filter=normal)
+        return name
+
+
 setup(
     ext_modules=[
         Extension(
@@ -83,6 +117,6 @@ setup(
             libraries=["ws2_32"] if WINDOWS else [],
         )
     ],
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_ext": BuildExt, "sdist": Sdist},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
 )
