@@ -6,7 +6,8 @@
 
 #define POINTER sizeof(void *)
 
-_Static_assert(sizeof(SOCKET) == POINTER && INVALID_SOCKET > 0, "a SOCKET is an unsigned pointer's width");
+_Static_assert(sizeof(SOCKET) == POINTER && INVALID_SOCKET > 0,
+               "a SOCKET is an unsigned pointer's width");
 _Static_assert(sizeof(HANDLE) == POINTER, "so is a HANDLE");
 _Static_assert(sizeof(DWORD) == 4 && (DWORD)-1 > 0, "a DWORD is 32 bits, unsigned");
 _Static_assert(sizeof(BOOL) == sizeof(int), "a BOOL is an int");
