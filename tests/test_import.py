@@ -1,12 +1,59 @@
-"""What importing the package brings along: nothing that its import does not need."""
+"""What importing says and does, built or not."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
-
-import pytest
+from pathlib import Path
 
 import wfpioctl
+
+
+def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that finds what is in the folder, and nothing that is installed (-S)."""
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-S", "-c", program]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def copy_of_the_source(folder: Path) -> Path:
+    source = Path(wfpioctl.__file__).parent
+    ignore = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    return Path(shutil.copytree(source, folder / "wfpioctl", ignore=ignore))
+
+
+def test_unbuilt_source_tree_says_what_to_type(tmp_path: Path) -> None:
+    copy_of_the_source(tmp_path)
+    done = run("import wfpioctl", tmp_path)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: wfpioctl in ")
+    assert "has no built extension: this is a source tree" in last
+    assert "python -m pip install -e ." in last
+    assert "During handling" not in done.stderr
+
+
+def test_unbuilt_source_tree_says_so_for_its_submodules_too(tmp_path: Path) -> None:
+    copy_of_the_source(tmp_path)
+    for module in ("wfpioctl.simulator", "wfpioctl.errors"):
+        assert "has no built extension" in run(f"import {module}", tmp_path).stderr
+
+
+def test_other_import_errors_are_not_taken_for_it(tmp_path: Path) -> None:
+    """An extension that fails to load is another story, told as it is."""
+    (copy_of_the_source(tmp_path) / "_wfpioctl.py").write_text("import no_such_module\n")
+    done = run("import wfpioctl", tmp_path)
+    assert done.stderr.strip().endswith("ModuleNotFoundError: No module named 'no_such_module'")
+
 
 CHILD = """
 import json, socket, sys
@@ -29,10 +76,22 @@ def test_import_loads_only_its_own_modules() -> None:
     ]
 
 
-def test_redirect_is_an_immutable_value() -> None:
-    redirect = wfpioctl.Redirect(b"records")
-    assert redirect.context == b""
-    assert repr(redirect) == "<Redirect records=7 bytes context=0 bytes>"
-    assert {redirect, wfpioctl.Redirect(records=b"records", context=b"")} == {redirect}
-    with pytest.raises(AttributeError):
-        redirect.records = b""  # type: ignore[misc]
+def test_public_names() -> None:
+    assert sorted(set(wfpioctl.__all__)) == sorted(wfpioctl.__all__)
+    for name in wfpioctl.__all__:
+        assert getattr(wfpioctl, name).__class__ is not None
+    namespace: dict[str, object] = {}
+    exec("from wfpioctl import *", namespace)
+    assert set(wfpioctl.__all__) <= set(namespace)
+
+
+def test_importing_connects_nothing_and_simulates_nothing() -> None:
+    program = (
+        "import socket; before = dict(vars(socket.socket))\n"
+        "import wfpioctl, sys\n"
+        "assert dict(vars(socket.socket)) == before\n"
+        "assert 'wfpioctl.simulator' not in sys.modules\n"
+        "import wfpioctl.simulator\n"
+        "assert dict(vars(socket.socket)) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

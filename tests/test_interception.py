@@ -13,7 +13,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from support import ORIGINAL, ORIGINAL6, TIMEOUT, accept, address_of, listen, needs_ipv6, running
+from support import (
+    ORIGINAL,
+    ORIGINAL6,
+    TIMEOUT,
+    accept,
+    address_of,
+    listen,
+    needs_ipv6,
+    running,
+)
 
 import wfpioctl
 from wfpioctl.simulator import Connected, Engine
