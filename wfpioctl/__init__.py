@@ -9,7 +9,14 @@ and sets the records on the socket with which it goes on to the real destination
 """
 
 try:
-    from . import _wfpioctl  # noqa: F401 - only to say what is missing
+    from ._wfpioctl import (
+        query_redirect_context,
+        query_redirect_context_into,
+        query_redirect_records,
+        query_redirect_records_into,
+        set_redirect_records,
+        transfer_redirect_records,
+    )
 except ModuleNotFoundError as error:
     if error.name != "wfpioctl._wfpioctl":
         raise
@@ -19,14 +26,6 @@ except ModuleNotFoundError as error:
         ' "python -m pip install .".'
     ) from None
 
-from ._wfpioctl import (
-    query_redirect_context,
-    query_redirect_context_into,
-    query_redirect_records,
-    query_redirect_records_into,
-    set_redirect_records,
-    transfer_redirect_records,
-)
 from .constants import (
     IP6T_SO_ORIGINAL_DST,
     IP_WFP_REDIRECT_CONTEXT,
