@@ -80,14 +80,6 @@ def address_of(sock: socket.socket) -> tuple[str, int]:
     return host, port
 
 
-@contextlib.contextmanager
-def refusing() -> Iterator[tuple[str, int]]:
-    """An address where nobody listens, and that nobody else is given meanwhile."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        yield address_of(sock)
-
-
 def reset(sock: socket.socket) -> None:
     """Close a connection with a RST, as a crash of its process does."""
     linger = struct.pack("HH" if hasattr(socket, "SIO_RCVALL") else "ii", 1, 0)

@@ -103,9 +103,7 @@ def test_transfer_is_query_and_set(
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 8])
-def test_W13_small_buffer_names_the_size(
-    accepted: socket.socket, size: int
-) -> None:
+def test_W13_small_buffer_names_the_size(accepted: socket.socket, size: int) -> None:
     """wfpioctl's own answer; the kernel's code is asked for in a buffer of the usual size."""
     buffer = bytearray(size)
     with pytest.raises(wfpioctl.InsufficientBufferError) as caught:

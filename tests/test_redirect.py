@@ -1,7 +1,6 @@
 """Redirects as objects: reading one, and going on to the destination with it."""
 
 import asyncio
-import dataclasses
 import pickle
 import socket
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from support import (
     address_of,
     every_dialect,
     listen,
-    refusing,
 )
 
 import wfpioctl
@@ -69,7 +67,7 @@ def test_redirect_is_a_value() -> None:
     assert redirect == Redirect(b"records", b"context") != Redirect(b"records")
     assert {redirect: 1}[Redirect(b"records", b"context")] == 1
     assert pickle.loads(pickle.dumps(redirect)) == redirect
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         redirect.records = b""  # type: ignore[misc]
 
 
@@ -191,37 +189,37 @@ def test_source_address(redirect: Redirect, end: socket.socket) -> None:
 
 
 def resolving_to(*addresses: tuple[str, int]) -> Callable[..., Any]:
-    def getaddrinfo(*arguments: object) -> list[Any]:
+    def getaddrinfo(*arguments: object, **options: object) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
 
     return getaddrinfo
 
 
 def test_each_address_is_tried_with_a_new_socket(
-    engine: Engine, redirect: Redirect, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    redirect: Redirect,
+    listener: socket.socket,
+    nowhere: tuple[str, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with refusing() as nowhere:
-        resolve = resolving_to(nowhere, nowhere, address_of(listener))
-        monkeypatch.setattr(socket, "getaddrinfo", resolve)
-        with (
-            wfpioctl.create_connection(redirect, ("example.invalid", 80), TIMEOUT) as sock,
-            accept(listener) as accepted,
-        ):
-            assert sock.getpeername() == accepted.getsockname()
+    resolve = resolving_to(nowhere, nowhere, address_of(listener))
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with (
+        wfpioctl.create_connection(redirect, ("example.invalid", 80), TIMEOUT) as sock,
+        accept(listener) as accepted,
+    ):
+        assert sock.getpeername() == accepted.getsockname()
     assert sum(isinstance(event, RecordsSet) for event in engine.trace) == 3
 
 
 def test_last_attempts_error_names_all_attempts(
-    redirect: Redirect, monkeypatch: pytest.MonkeyPatch
+    redirect: Redirect, nowhere: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with refusing() as first, refusing() as second:
-        monkeypatch.setattr(socket, "getaddrinfo", resolving_to(first, second))
-        with pytest.raises(ConnectionRefusedError) as caught:
-            wfpioctl.create_connection(redirect, ("example.invalid", 80), TIMEOUT)
-    notes = caught.value.__notes__
-    assert [note.split(":")[0] for note in notes] == [
-        f"{host} port {port}" for host, port in (first, second)
-    ]
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to(nowhere, ("127.0.0.1", 0)))
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its notes are compared
+        wfpioctl.create_connection(redirect, ("example.invalid", 80), TIMEOUT)
+    notes = [note.partition(":")[0] for note in caught.value.__notes__]
+    assert notes == [f"{nowhere[0]} port {nowhere[1]}", "127.0.0.1 port 0"]
 
 
 def test_host_that_resolves_to_nothing(redirect: Redirect, monkeypatch: pytest.MonkeyPatch) -> None:
