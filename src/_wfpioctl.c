@@ -193,13 +193,15 @@ HOT_INLINE int observe(ModuleState *state, const Provider *provider, DWORD code,
 }
 
 /* One QUERY into `answer`, which the caller has pointed at its own memory; false with an exception.
- */
-HOT_INLINE bool run_query(ModuleState *state, SOCKET socket, DWORD code, Answer *answer) {
+   `thread` is where the thread's state is while it has left the interpreter. */
+HOT_INLINE bool run_query(ModuleState *state, SOCKET socket, DWORD code, Answer *answer,
+                          PyThreadState **thread) {
     CallCount *count;
     const Provider *provider = calls_enter(state, &count);
-    Outcome outcome;
-    Py_BEGIN_ALLOW_THREADS outcome = ioctl_query(provider, socket, code, answer);
-    Py_END_ALLOW_THREADS call_end(count);
+    *thread = PyEval_SaveThread();
+    Outcome outcome = ioctl_query(provider, socket, code, answer);
+    PyEval_RestoreThread(*thread);
+    call_end(count);
     if (observe(state, provider, code, socket, &outcome, answer->size) < 0) {
         return false;
     }
@@ -209,6 +211,29 @@ HOT_INLINE bool run_query(ModuleState *state, SOCKET socket, DWORD code, Answer 
     return !outcome.failed;
 }
 
+/* An answer that grows straight into the bytes object that is returned: a large one is copied once,
+   by the provider. */
+typedef struct {
+    Answer answer; /* the first: what grow() gets */
+    PyThreadState *thread;
+    PyObject *bytes;
+} BytesAnswer;
+
+static bool grow_into_bytes(Answer *answer, DWORD capacity) {
+    BytesAnswer *self = (BytesAnswer *)answer;
+    PyEval_RestoreThread(self->thread);
+    Py_CLEAR(self->bytes); /* the old content is no answer */
+    self->bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)capacity);
+    if (self->bytes != NULL) {
+        answer->data = PyBytes_AsString(self->bytes);
+        answer->capacity = capacity;
+    } else {
+        PyErr_Clear(); /* the outcome says it */
+    }
+    self->thread = PyEval_SaveThread();
+    return self->bytes != NULL;
+}
+
 HOT_INLINE PyObject *query(PyObject *module, const char *function, DWORD code, PyObject *sock) {
     ModuleState *state = module_state(module);
     SOCKET socket;
@@ -216,12 +241,16 @@ HOT_INLINE PyObject *query(PyObject *module, const char *function, DWORD code, P
         return NULL;
     }
     char stack[IOCTL_USUAL_CAPACITY];
-    Answer answer = {.data = stack, .capacity = sizeof stack};
+    BytesAnswer got = {{.data = stack, .capacity = sizeof stack, .grow = grow_into_bytes},
+                       .bytes = NULL};
     PyObject *result = NULL;
-    if (run_query(state, socket, code, &answer)) {
-        result = PyBytes_FromStringAndSize(answer.data, (Py_ssize_t)answer.size);
+    if (run_query(state, socket, code, &got.answer, &got.thread)) {
+        if (got.bytes != NULL && got.answer.size == got.answer.capacity) {
+            return got.bytes;
+        }
+        result = PyBytes_FromStringAndSize(got.answer.data, (Py_ssize_t)got.answer.size);
     }
-    answer_free(&answer);
+    Py_XDECREF(got.bytes);
     return result;
 }
 
@@ -283,7 +312,8 @@ static PyObject *query_into(PyObject *module, const char *function, DWORD code,
            in the codes for a small buffer (W13 to W15), on which systems disagree. */
         Answer answer = size >= sizeof stack ? (Answer){.data = view.buf, .capacity = size}
                                              : (Answer){.data = stack, .capacity = sizeof stack};
-        if (run_query(state, socket, code, &answer)) {
+        PyThreadState *thread;
+        if (run_query(state, socket, code, &answer, &thread)) {
             result = deliver(state, code, &answer, view.buf, size);
         }
         answer_free(&answer);

@@ -31,6 +31,9 @@ DWORD ioctl_next_capacity(DWORD capacity, DWORD returned) {
 }
 
 static bool answer_grow(Answer *answer, DWORD capacity) {
+    if (answer->grow != NULL) {
+        return answer->grow(answer, capacity);
+    }
     answer_free(answer); /* the old content is no answer: no realloc */
     answer->heap = malloc(capacity);
     if (answer->heap == NULL) {
@@ -62,16 +65,4 @@ Outcome ioctl_grow(const Provider *provider, SOCKET socket, DWORD code, Answer *
             return (Outcome){0};
         }
     }
-}
-
-Outcome ioctl_set(const Provider *provider, SOCKET socket, const void *records, DWORD size) {
-    Outcome outcome = {0};
-    DWORD returned = 0; /* not the records' size: ignored (W24) */
-    /* WSAIoctl takes its input as a plain pointer but only reads it. */
-    if (provider->ioctl(socket, SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS, (void *)(uintptr_t)records,
-                        size, NULL, 0, &returned, NULL, NULL) != 0) {
-        outcome.error = (DWORD)provider->last_error();
-        outcome.failed = true;
-    }
-    return outcome;
 }

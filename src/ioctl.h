@@ -19,12 +19,14 @@ typedef struct {
     DWORD required; /* bytes that the provider named, or 0 */
 } Outcome;
 
-/* Where an answer goes.  `data` starts as the caller's memory; growth moves it to `heap`. */
-typedef struct {
+/* Where an answer goes.  `data` starts as the caller's memory; growth moves it to `heap`, or to
+   wherever the caller's `grow` puts it (false: no memory). */
+typedef struct Answer {
     char *data;
     DWORD capacity;
     DWORD size;
     char *heap;
+    bool (*grow)(struct Answer *answer, DWORD capacity);
 } Answer;
 
 /* Does this failure mean that the output buffer was too small (W13, W15)? */
@@ -62,7 +64,16 @@ static inline Outcome ioctl_query(const Provider *provider, SOCKET socket, DWORD
     return ioctl_grow(provider, socket, code, answer, error, returned);
 }
 
-Outcome ioctl_set(const Provider *provider, SOCKET socket, const void *records, DWORD size);
+static inline Outcome ioctl_set(const Provider *provider, SOCKET socket, const void *records,
+                                DWORD size) {
+    DWORD returned = 0; /* not the records' size: ignored (W24) */
+    /* WSAIoctl takes its input as a plain pointer but only reads it. */
+    if (provider->ioctl(socket, SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS, (void *)(uintptr_t)records,
+                        size, NULL, 0, &returned, NULL, NULL) == 0) {
+        return (Outcome){0};
+    }
+    return (Outcome){.error = (DWORD)provider->last_error(), .failed = true};
+}
 
 /* Give back what growth allocated. */
 static inline void answer_free(Answer *answer) {
