@@ -51,10 +51,10 @@ def is_own(host: str) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind((host, 0))
+            probe.connect((host, 9))  # sends nothing; from itself is how one reaches oneself
         except OSError:
             return False
-    return True
+        return str(probe.getsockname()[0]) == host
 
 
 def bound(sock: socket.socket) -> Address | None:

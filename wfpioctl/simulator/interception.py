@@ -7,7 +7,9 @@ and every client built on them; the proactor loop connects by ConnectEx and is c
 import errno
 import socket
 import sys
+import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Protocol
 
 Address = tuple[Any, ...]
@@ -31,15 +33,17 @@ class Interception:
 
     def __init__(self, switchboard: Switchboard) -> None:
         self._switchboard = switchboard
-        self._replaced: list[tuple[type, str, Any]] = []
+        self._replaced: list[tuple[type | ModuleType, str, Any]] = []
+        self._making_pair = threading.local()
 
     def install(self) -> None:
         switchboard = self._switchboard
+        making = self._making_pair
         plain_connect = socket.socket.connect
         plain_connect_ex = socket.socket.connect_ex
 
         def connect(self: socket.socket, address: Any, /) -> None:
-            if not is_tcp(self):
+            if not is_tcp(self) or getattr(making, "now", False):
                 plain_connect(self, address)
             else:
                 switchboard.place_call(self, address, lambda real: plain_connect(self, real))
@@ -60,7 +64,22 @@ class Interception:
         self._replace(socket.socket, "connect", connect)
         self._replace(socket.socket, "connect_ex", connect_ex)
         if sys.platform == "win32":
+            self._install_socketpair()
             self._install_proactor()
+
+    def _install_socketpair(self) -> None:
+        """Let pairs be: on Windows they connect by TCP, and each event loop has one inside."""
+        plain_socketpair = socket.socketpair
+        making = self._making_pair
+
+        def socketpair(*arguments: Any, **options: Any) -> tuple[socket.socket, socket.socket]:
+            making.now = True
+            try:
+                return plain_socketpair(*arguments, **options)
+            finally:
+                making.now = False
+
+        self._replace(socket, "socketpair", socketpair)
 
     def _install_proactor(self) -> None:
         if sys.platform == "win32":
@@ -78,7 +97,9 @@ class Interception:
 
             self._replace(IocpProactor, "connect", connect)
 
-    def _replace(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
+    def _replace(
+        self, owner: type | ModuleType, name: str, replacement: Callable[..., Any]
+    ) -> None:
         self._replaced.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, replacement)
 
