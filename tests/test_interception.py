@@ -176,6 +176,15 @@ def test_udp_connects_pass_untouched(proxied: Engine, closing: Closing) -> None:
     assert proxied.trace == []
 
 
+def test_socket_pairs_pass_untouched(engine: Engine, listener: socket.socket) -> None:
+    """On Windows they connect by TCP; an event loop has one inside."""
+    engine.add_driver("A", proxy=address_of(listener))  # matches everything
+    for sock in socket.socketpair():
+        sock.close()
+    asyncio.new_event_loop().close()
+    assert engine.trace == []
+
+
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets")
 def test_unix_connects_pass_untouched(proxied: Engine, tmp_path: Any, closing: Closing) -> None:
     listener = closing(socket.socket(socket.AF_UNIX))

