@@ -44,25 +44,30 @@ static bool answer_grow(Answer *answer, DWORD capacity) {
     return true;
 }
 
-Outcome ioctl_grow(const Provider *provider, SOCKET socket, DWORD code, Answer *answer, DWORD error,
-                   DWORD returned) {
-    for (int tries = 1;; tries++) {
-        Outcome outcome = {.error = error, .failed = true};
-        if (!ioctl_is_too_small(error, returned, answer->capacity)) {
-            return outcome;
-        }
-        outcome.required = returned > answer->capacity ? returned : 0;
-        DWORD capacity = ioctl_next_capacity(answer->capacity, returned);
-        if (capacity == 0 || tries == IOCTL_MAX_TRIES) {
-            outcome.too_small = true;
-            return outcome;
-        }
-        if (!answer_grow(answer, capacity)) {
-            outcome.no_memory = true;
-            return outcome;
-        }
-        if (ioctl_try(provider, socket, code, answer, &error, &returned)) {
+bool ioctl_grow(Answer *answer, const Reply *reply, Outcome *outcome) {
+    /* A success that claims more than fits is a size, not an answer. */
+    const DWORD error = reply->succeeded ? ERROR_INSUFFICIENT_BUFFER : reply->error;
+    *outcome = (Outcome){.error = error, .failed = true};
+    if (!ioctl_is_too_small(error, reply->returned, answer->capacity)) {
+        return false;
+    }
+    outcome->required = reply->returned > answer->capacity ? reply->returned : 0;
+    DWORD capacity = ioctl_next_capacity(answer->capacity, reply->returned);
+    if (capacity == 0 || ++answer->tries == IOCTL_MAX_TRIES) {
+        outcome->too_small = true;
+        return false;
+    }
+    outcome->no_memory = !answer_grow(answer, capacity);
+    return !outcome->no_memory;
+}
+
+Outcome ioctl_try_again(const Provider *provider, SOCKET socket, DWORD code, Answer *answer,
+                        Reply *reply) {
+    Outcome outcome;
+    while (ioctl_grow(answer, reply, &outcome)) {
+        if (ioctl_try(provider, socket, code, answer, reply)) {
             return (Outcome){0};
         }
     }
+    return outcome;
 }

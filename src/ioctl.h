@@ -1,4 +1,4 @@
-/* One IOCTL against a provider, synchronously: capacity, growth, outcome.  No Python in it. */
+/* One IOCTL against a provider: capacity, growth, outcome.  No Python in it. */
 #ifndef WFPIOCTL_IOCTL_H
 #define WFPIOCTL_IOCTL_H
 
@@ -26,8 +26,16 @@ typedef struct Answer {
     DWORD capacity;
     DWORD size;
     char *heap;
+    int tries; /* that brought no answer */
     bool (*grow)(struct Answer *answer, DWORD capacity);
 } Answer;
+
+/* What the provider says to one try. */
+typedef struct {
+    bool succeeded;
+    DWORD error; /* 0, or its code */
+    DWORD returned;
+} Reply;
 
 /* Does this failure mean that the output buffer was too small (W13, W15)? */
 bool ioctl_is_too_small(DWORD error, DWORD returned, DWORD capacity);
@@ -35,33 +43,40 @@ bool ioctl_is_too_small(DWORD error, DWORD returned, DWORD capacity);
 /* The capacity to try next, or 0 when growth ends here. */
 DWORD ioctl_next_capacity(DWORD capacity, DWORD returned);
 
-/* One try of a QUERY: true with answer->size set, or what it failed with and the size it named. */
-static inline bool ioctl_try(const Provider *provider, SOCKET socket, DWORD code, Answer *answer,
-                             DWORD *error, DWORD *returned) {
-    *returned = 0;
-    int status = provider->ioctl(socket, code, NULL, 0, answer->data, answer->capacity, returned,
-                                 NULL, NULL);
-    if (status == 0 && *returned <= answer->capacity) {
-        answer->size = *returned;
-        return true;
+/* Is the reply to a QUERY an answer?  Then answer->size is set. */
+static inline bool ioctl_accept(Answer *answer, const Reply *reply) {
+    if (!reply->succeeded || reply->returned > answer->capacity) {
+        return false;
     }
-    /* A success that claims more than fits is a size, not an answer. */
-    *error = status == 0 ? ERROR_INSUFFICIENT_BUFFER : (DWORD)provider->last_error();
-    return false;
+    answer->size = reply->returned;
+    return true;
+}
+
+/* It is none.  True: the answer has grown, try again.  False: the outcome is final. */
+bool ioctl_grow(Answer *answer, const Reply *reply, Outcome *outcome);
+
+/* One try of a QUERY: is there an answer? */
+static inline bool ioctl_try(const Provider *provider, SOCKET socket, DWORD code, Answer *answer,
+                             Reply *reply) {
+    reply->returned = 0;
+    reply->succeeded = provider->ioctl(socket, code, NULL, 0, answer->data, answer->capacity,
+                                       &reply->returned, NULL, NULL) == 0;
+    reply->error = reply->succeeded ? 0 : (DWORD)provider->last_error();
+    return ioctl_accept(answer, reply);
 }
 
 /* What follows a first try that brought no answer: growth and more tries, or the failure. */
-Outcome ioctl_grow(const Provider *provider, SOCKET socket, DWORD code, Answer *answer, DWORD error,
-                   DWORD returned);
+Outcome ioctl_try_again(const Provider *provider, SOCKET socket, DWORD code, Answer *answer,
+                        Reply *reply);
 
 /* One try is the usual case, and inline: it is what every connection pays. */
 static inline Outcome ioctl_query(const Provider *provider, SOCKET socket, DWORD code,
                                   Answer *answer) {
-    DWORD error, returned;
-    if (ioctl_try(provider, socket, code, answer, &error, &returned)) {
+    Reply reply;
+    if (ioctl_try(provider, socket, code, answer, &reply)) {
         return (Outcome){0};
     }
-    return ioctl_grow(provider, socket, code, answer, error, returned);
+    return ioctl_try_again(provider, socket, code, answer, &reply);
 }
 
 static inline Outcome ioctl_set(const Provider *provider, SOCKET socket, const void *records,
