@@ -3,6 +3,7 @@
 #include "module.h"
 
 #include "provider_engine.h"
+#include "simulated.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -133,14 +134,17 @@ static bool fill_steps(Script *script, PyObject *steps) {
     for (Py_ssize_t i = 0; i < count; i++) {
         ScriptStep *step = &script->steps[i];
         unsigned long code, returned;
+        int pending, cancellable;
         PyObject *data;
-        if (!PyArg_ParseTuple(PyTuple_GetItem(steps, i), "kOkd", &code, &data, &returned,
-                              &step->delay) ||
+        if (!PyArg_ParseTuple(PyTuple_GetItem(steps, i), "kOkdpp", &code, &data, &returned,
+                              &step->delay, &pending, &cancellable) ||
             !copy_blob(data, &step->data)) {
             return false;
         }
         step->code = (DWORD)code;
         step->returned = (DWORD)returned;
+        step->pending = pending != 0;
+        step->uncancellable = cancellable == 0;
     }
     return true;
 }
@@ -188,6 +192,16 @@ static PyObject *scripted_calls(PyObject *module, PyObject *unused) {
     (void)unused;
     ModuleState *state = module_state(module);
     return require_active(state, &provider_scripted) ? calls_of(script_current()) : NULL;
+}
+
+static PyObject *scripted_abort(PyObject *module, PyObject *args) {
+    SOCKET socket;
+    if (!require_active(module_state(module), &provider_scripted) ||
+        !PyArg_ParseTuple(args, "O&", parse_socket, &socket)) {
+        return NULL;
+    }
+    simulated_abort(socket);
+    Py_RETURN_NONE;
 }
 
 static PyObject *scripted_stop(PyObject *module, PyObject *unused) {
@@ -403,6 +417,7 @@ static PyObject *wsa_get_last_error_address(PyObject *module, PyObject *unused) 
 PyMethodDef simulator_methods[] = {
     {"scripted_start", scripted_start, METH_VARARGS, NULL},
     {"scripted_calls", scripted_calls, METH_NOARGS, NULL},
+    {"scripted_abort", scripted_abort, METH_VARARGS, NULL},
     {"scripted_stop", scripted_stop, METH_NOARGS, NULL},
     {"engine_start", engine_start, METH_VARARGS, NULL},
     {"engine_stop", engine_stop, METH_NOARGS, NULL},

@@ -1,13 +1,18 @@
-/* The few things that the simulated providers need of an operating system: a lock, a condition
-   with a time limit.  Nothing on the path to the real Winsock uses them. */
+/* The few things that the code needs of an operating system: a lock, a condition with a time limit,
+   an event as OVERLAPPED's hEvent, a thread.  The synchronous path to the real Winsock uses none.
+
+   An event is a HANDLE whose lowest bits are free on every system (W29).  It is manual-reset, and
+   event_new() returns NULL with errno set where there is none to be had. */
 #ifndef WFPIOCTL_PLATFORM_H
 #define WFPIOCTL_PLATFORM_H
+
+#include "winsock_types.h"
 
 #include <stdbool.h>
 
 #ifdef _WIN32
 
-#include "winsock_types.h"
+#include <errno.h>
 
 typedef SRWLOCK Mutex;
 typedef CONDITION_VARIABLE Condition;
@@ -32,10 +37,50 @@ static inline void condition_wait(Condition *condition, Mutex *mutex, double sec
     SleepConditionVariableSRW(condition, mutex, milliseconds, 0);
 }
 
+static inline HANDLE event_new(void) {
+    HANDLE event = CreateEventW(NULL, TRUE, FALSE, NULL);
+    if (event == NULL) {
+        errno = ENOMEM; /* the only thing that an unnamed event can lack */
+    }
+    return event;
+}
+
+static inline void event_close(HANDLE event) { CloseHandle(event); }
+static inline void event_set(HANDLE event) { SetEvent(event); }
+static inline void event_reset(HANDLE event) { ResetEvent(event); }
+
+static inline void event_wait(HANDLE event, double seconds) {
+    WaitForSingleObject(event, (DWORD)(seconds * 1000.0) + 1u);
+}
+
+/* What Python and its event loops know the event by: the handle itself. */
+static inline uintptr_t event_number(HANDLE event) { return (uintptr_t)event; }
+
+static inline DWORD WINAPI thread_main(void *function) {
+    ((void (*)(void))(uintptr_t)function)();
+    return 0;
+}
+
+static inline bool thread_start(void (*function)(void)) {
+    HANDLE thread = CreateThread(NULL, 0, thread_main, (void *)(uintptr_t)function, 0, NULL);
+    if (thread != NULL) {
+        CloseHandle(thread);
+    }
+    return thread != NULL;
+}
+
 #else
 
+#include <errno.h>
+#include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <time.h>
+#include <unistd.h>
+
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
 
 typedef pthread_mutex_t Mutex;
 typedef pthread_cond_t Condition;
@@ -63,6 +108,61 @@ static inline void condition_wait(Condition *condition, Mutex *mutex, double sec
     until.tv_sec += (time_t)limit + nanoseconds / 1000000000L;
     until.tv_nsec = nanoseconds % 1000000000L;
     pthread_cond_timedwait(condition, mutex, &until);
+}
+
+/* A descriptor as a HANDLE like Windows': never NULL, a multiple of 4. */
+static inline int event_descriptor(HANDLE event) { return (int)((uintptr_t)event / 4) - 1; }
+
+static inline HANDLE event_new(void) {
+#ifdef __linux__
+    int descriptor = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return descriptor < 0 ? NULL : (HANDLE)(((uintptr_t)descriptor + 1) * 4);
+#else
+    errno = ENOSYS;
+    return NULL;
+#endif
+}
+
+static inline void event_close(HANDLE event) { close(event_descriptor(event)); }
+
+static inline void event_set(HANDLE event) {
+    const uint64_t one = 1; /* a counter that is full is set already */
+    ssize_t written = write(event_descriptor(event), &one, sizeof one);
+    (void)written;
+}
+
+static inline void event_reset(HANDLE event) {
+    uint64_t count; /* one that is not set has nothing to read */
+    ssize_t got = read(event_descriptor(event), &count, sizeof count);
+    (void)got;
+}
+
+/* A signal ends the wait early. */
+static inline void event_wait(HANDLE event, double seconds) {
+    struct pollfd descriptor = {.fd = event_descriptor(event), .events = POLLIN};
+    poll(&descriptor, 1, (int)(seconds * 1000.0) + 1);
+}
+
+/* What Python and its event loops know the event by: the file descriptor. */
+static inline uintptr_t event_number(HANDLE event) { return (uintptr_t)event_descriptor(event); }
+
+static inline void *thread_main(void *function) {
+    ((void (*)(void))(uintptr_t)function)();
+    return NULL;
+}
+
+/* Signals go to the program's own threads, whose waits they are meant to end. */
+static inline bool thread_start(void (*function)(void)) {
+    pthread_t thread;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool started = pthread_create(&thread, NULL, thread_main, (void *)(uintptr_t)function) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (started) {
+        pthread_detach(thread);
+    }
+    return started;
 }
 
 #endif /* _WIN32 */

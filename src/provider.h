@@ -12,6 +12,12 @@ typedef struct {
     int(WSAAPI *ioctl)(SOCKET socket, DWORD code, void *input, DWORD input_size, void *output,
                        DWORD output_size, DWORD *returned, WSAOVERLAPPED *overlapped,
                        LPWSAOVERLAPPED_COMPLETION_ROUTINE completion);
+    /* WSAGetOverlappedResult, which gives Winsock codes (W30); nobody here has it wait.  An
+       operation's memory may only be given back once this has said that it is complete. */
+    BOOL(WSAAPI *overlapped_result)
+    (SOCKET socket, WSAOVERLAPPED *overlapped, DWORD *transferred, BOOL wait, DWORD *flags);
+    /* CancelIoEx, of one operation, or of all of the socket's where overlapped is NULL. */
+    BOOL(WSAAPI *cancel)(SOCKET socket, WSAOVERLAPPED *overlapped);
     int(WSAAPI *last_error)(void);
 } Provider;
 

@@ -5,6 +5,7 @@
 #include "provider_engine.h"
 
 #include "platform.h"
+#include "simulated.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -551,7 +552,6 @@ static int WSAAPI engine_ioctl(SOCKET socket, DWORD code, void *input, DWORD inp
                                void *output, DWORD output_size, DWORD *returned,
                                WSAOVERLAPPED *overlapped,
                                LPWSAOVERLAPPED_COMPLETION_ROUTINE completion) {
-    (void)overlapped, (void)completion;
     DWORD error = WSAEOPNOTSUPP;
     *returned = 0;
     if (atomic_load(&is_open)) {
@@ -568,6 +568,9 @@ static int WSAAPI engine_ioctl(SOCKET socket, DWORD code, void *input, DWORD inp
             break;
         }
     }
+    if (error == 0 && overlapped != NULL) {
+        error = simulated_succeed(overlapped, completion, *returned);
+    }
     WSASetLastError((int)error);
     return error == 0 ? 0 : SOCKET_ERROR;
 }
@@ -576,6 +579,8 @@ static int WSAAPI engine_last_error(void) { return WSAGetLastError(); }
 
 const Provider provider_engine = {
     .ioctl = engine_ioctl,
+    .overlapped_result = simulated_overlapped_result,
+    .cancel = simulated_cancel,
     .last_error = engine_last_error,
 };
 

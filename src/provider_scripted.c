@@ -6,6 +6,7 @@
 #include "provider_scripted.h"
 
 #include "platform.h"
+#include "simulated.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -61,13 +62,31 @@ static void record_call(Script *script, DWORD code, const void *input, DWORD inp
     }
 }
 
-static int play_step(Script *script, DWORD code, void *input, DWORD input_size, void *output,
-                     DWORD capacity, DWORD *returned) {
+/* The step's operation pends.  Its data lasts: ending the script aborts what pends first. */
+static int pend(const ScriptStep *step, const OverlappedCall *call) {
+    const SimulatedReply reply = {.error = step->code,
+                                  .data = step->data.data,
+                                  .size = step->data.size,
+                                  .returned = step->returned,
+                                  .uncancellable = step->uncancellable};
+    return fail(simulated_pend(call, &reply, step->delay));
+}
+
+static int play_step(Script *script, DWORD code, void *input, DWORD input_size,
+                     const OverlappedCall *call, DWORD *returned) {
+    *returned = 0;
     mutex_lock(&player_lock);
-    record_call(script, code, input, input_size, capacity);
+    record_call(script, code, input, input_size, call->capacity);
     const ScriptStep *step = &script->steps[script->next_step];
     if (script->next_step + 1 < script->step_count) {
         script->next_step++;
+    }
+    /* WSA_IO_PENDING as an overlapped call's code says just that. */
+    if (call->overlapped != NULL && !script->stopped &&
+        (step->pending || step->code == WSA_IO_PENDING)) {
+        int status = pend(step, call);
+        mutex_unlock(&player_lock);
+        return status;
     }
     double deadline = clock_seconds() + step->delay;
     while (!script->stopped && condition_wait_until(&player_stopped, &player_lock, deadline)) {
@@ -76,13 +95,9 @@ static int play_step(Script *script, DWORD code, void *input, DWORD input_size, 
     mutex_unlock(&player_lock);
 
     if (aborted) {
-        *returned = 0;
         return fail(WSA_OPERATION_ABORTED);
     }
-    DWORD copied = step->data.size < capacity ? step->data.size : capacity;
-    if (copied != 0) {
-        memcpy(output, step->data.data, copied);
-    }
+    simulated_write(call->output, call->capacity, step->data.data, step->data.size);
     *returned = step->returned;
     return step->code == 0 ? 0 : fail(step->code);
 }
@@ -91,22 +106,29 @@ static int WSAAPI scripted_ioctl(SOCKET socket, DWORD code, void *input, DWORD i
                                  void *output, DWORD output_size, DWORD *returned,
                                  WSAOVERLAPPED *overlapped,
                                  LPWSAOVERLAPPED_COMPLETION_ROUTINE completion) {
-    (void)socket, (void)overlapped, (void)completion;
     Script *script = atomic_load_explicit(&current, memory_order_acquire);
     if (script == NULL) {
         *returned = 0;
         return fail(WSAEOPNOTSUPP);
     }
-    if (script->step_count == 0) {
-        return answer_fixed(script, code, output, output_size, returned);
+    const bool fixed = script->step_count == 0;
+    const OverlappedCall call = {socket, overlapped, completion, output, output_size};
+    int status = fixed ? answer_fixed(script, code, output, output_size, returned)
+                       : play_step(script, code, input, input_size, &call, returned);
+    /* Of fixed answers only a completion routine is told: an event takes a system call. */
+    if (status == 0 && overlapped != NULL && (!fixed || completion != NULL)) {
+        DWORD error = simulated_succeed(overlapped, completion, *returned);
+        return error == 0 ? 0 : fail(error);
     }
-    return play_step(script, code, input, input_size, output, output_size, returned);
+    return status;
 }
 
 static int WSAAPI scripted_last_error(void) { return WSAGetLastError(); }
 
 const Provider provider_scripted = {
     .ioctl = scripted_ioctl,
+    .overlapped_result = simulated_overlapped_result,
+    .cancel = simulated_cancel,
     .last_error = scripted_last_error,
 };
 
@@ -120,6 +142,7 @@ Script *script_stop(void) {
     script->stopped = true;
     condition_wake_all(&player_stopped);
     mutex_unlock(&player_lock);
+    simulated_abort(INVALID_SOCKET);
     return script;
 }
 

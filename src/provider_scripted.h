@@ -16,8 +16,10 @@ typedef struct {
 typedef struct {
     DWORD code; /* 0 = success */
     Blob data;
-    DWORD returned; /* what lpcbBytesReturned says */
-    double delay;   /* seconds before the answer; infinite = until the script ends */
+    DWORD returned;     /* what lpcbBytesReturned says */
+    double delay;       /* seconds before the answer; infinite = until the script ends */
+    bool uncancellable; /* a cancellation does not end a pending operation */
+    bool pending;       /* an overlapped call returns at once, and its operation pends so long */
 } ScriptStep;
 
 typedef struct {
@@ -43,8 +45,8 @@ typedef struct Script {
 /* Make `script` current. */
 void script_start(Script *script);
 
-/* End the current script: calls that wait in it are aborted (995).  It is the caller's again, but
-   calls that were under way may still read it. */
+/* End the current script: calls that wait in it, and operations that pend, are aborted (995).  It
+   is the caller's again, but calls that were under way may still read it. */
 Script *script_stop(void);
 
 Script *script_current(void);

@@ -51,16 +51,19 @@ typedef struct _OVERLAPPED {
     uintptr_t InternalHigh;
     DWORD Offset;
     DWORD OffsetHigh;
-    HANDLE hEvent; /* an eventfd's descriptor */
+    HANDLE hEvent; /* of platform.h */
 } OVERLAPPED, WSAOVERLAPPED;
 
 typedef void(CALLBACK *LPWSAOVERLAPPED_COMPLETION_ROUTINE)(DWORD error, DWORD transferred,
                                                            WSAOVERLAPPED *overlapped, DWORD flags);
 
+#define STATUS_PENDING 0x103
+
 #define ERROR_INSUFFICIENT_BUFFER 122
 #define ERROR_MORE_DATA 234
 #define ERROR_NOT_FOUND 1168
 #define WSA_OPERATION_ABORTED 995
+#define WSA_IO_INCOMPLETE 996
 #define WSA_IO_PENDING 997
 #define WSAEFAULT 10014
 #define WSAEINVAL 10022

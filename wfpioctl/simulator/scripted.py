@@ -6,6 +6,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from .. import _wfpioctl
+from ..constants import WSA_IO_INCOMPLETE
+from ..redirect import HasFileno
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +20,18 @@ class Step:
         returned: what ``lpcbBytesReturned`` says; None is the length of ``data``.
         delay: seconds before the answer; ``math.inf`` is until the script ends, and the answer
             then is WSA_OPERATION_ABORTED.
+        pending: an overlapped call does not wait for the delay but returns at once, and its
+            operation pends so long; with ``math.inf`` until it is cancelled or the script ends.
+        cancellable: False is a driver that does not react to cancellation: a pending operation then
+            ends when the delay is over, or the script.
     """
 
     code: int = 0
     data: bytes = b""
     returned: int | None = None
     delay: float = 0.0
+    pending: bool = False
+    cancellable: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.code <= 0xFFFFFFFF:
@@ -32,6 +40,8 @@ class Step:
             raise ValueError(f"Step: returned must be from 0 to 0xFFFFFFFF, not {self.returned}")
         if math.isnan(self.delay) or self.delay < 0:
             raise ValueError(f"Step: delay must be 0 or more seconds, not {self.delay}")
+        if self.pending and self.code == WSA_IO_INCOMPLETE:
+            raise ValueError("Step: no operation can end with WSA_IO_INCOMPLETE, it means pending")
 
 
 class Call(NamedTuple):
@@ -63,7 +73,7 @@ class Scripted:
         self._context = bytes(context)
         self._steps = tuple(
             (step.code, step.data, len(step.data) if step.returned is None else step.returned,
-             step.delay)
+             step.delay, step.pending, step.cancellable)
             for step in steps or ()
         )  # fmt: skip
         self._active = False
@@ -83,6 +93,13 @@ class Scripted:
         self._calls = self.calls
         self._active = False
         _wfpioctl.scripted_stop()
+
+    def abort(self, sock: int | HasFileno) -> None:
+        """Abort what pends on a socket, as the kernel does when the socket is closed.
+
+        A script answers on any handle and cannot see that one is closed: say it with this.
+        """
+        _wfpioctl.scripted_abort(sock if isinstance(sock, int) else sock.fileno())
 
     @property
     def calls(self) -> list[Call]:
