@@ -135,10 +135,23 @@ bool buffer_argument(const char *function, const char *argument, const char *wan
     return false;
 }
 
+bool records_argument(const char *function, PyObject *value, Py_buffer *view) {
+    if (!buffer_argument(function, "records", "contiguous bytes-like", value, PyBUF_SIMPLE, view)) {
+        return false;
+    }
+    if (view->len == 0 || view->len > (Py_ssize_t)IOCTL_MAX_CAPACITY) {
+        PyErr_Format(PyExc_ValueError, "%s(): records must be 1 to %u bytes long, not %zd",
+                     function, IOCTL_MAX_CAPACITY, view->len);
+        PyBuffer_Release(view);
+        return false;
+    }
+    return true;
+}
+
 /* ---- outcomes ---------------------------------------------------------------------------------
  */
 
-static const char *operation_name(DWORD code) {
+const char *ioctl_name(DWORD code) {
     switch (code) {
     case SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS:
         return "SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS";
@@ -162,7 +175,7 @@ PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome) 
     } else {
         Py_INCREF(required);
     }
-    PyObject *error = PyObject_CallFunction(state->error_factory, "skOO", operation_name(code),
+    PyObject *error = PyObject_CallFunction(state->error_factory, "skOO", ioctl_name(code),
                                             (unsigned long)outcome->error, required,
                                             outcome->too_small ? Py_True : Py_False);
     Py_DECREF(required);
@@ -182,15 +195,6 @@ static bool is_not_redirected(const Outcome *outcome) {
 
 /* ---- calls ------------------------------------------------------------------------------------
  */
-
-/* Returns -1 with an exception where the simulated engine's control plane raised one. */
-HOT_INLINE int observe(ModuleState *state, const Provider *provider, DWORD code, SOCKET socket,
-                       const Outcome *outcome, DWORD size) {
-    if (provider != &provider_engine) {
-        return 0;
-    }
-    return simulator_observe(state, code, socket, outcome->error, size);
-}
 
 /* One QUERY into `answer`, which the caller has pointed at its own memory; false with an exception.
    `thread` is where the thread's state is while it has left the interpreter. */
@@ -384,14 +388,7 @@ static PyObject *set_redirect_records(PyObject *module, PyObject *const *args, P
     Py_buffer view;
     if (wrong_count(function, nargs, 2, 2) ||
         !socket_argument(state, function, "sock", code, args[0], &socket) ||
-        !buffer_argument(function, "records", "contiguous bytes-like", args[1], PyBUF_SIMPLE,
-                         &view)) {
-        return NULL;
-    }
-    if (view.len == 0 || view.len > (Py_ssize_t)IOCTL_MAX_CAPACITY) {
-        PyErr_Format(PyExc_ValueError, "%s(): records must be 1 to %u bytes long, not %zd",
-                     function, IOCTL_MAX_CAPACITY, view.len);
-        PyBuffer_Release(&view);
+        !records_argument(function, args[1], &view)) {
         return NULL;
     }
     CallCount *count;
@@ -533,7 +530,8 @@ static int module_exec(PyObject *module) {
     }
     state->winsock_started = true;
     state->fileno = PyUnicode_InternFromString("fileno");
-    if (state->fileno == NULL || PyModule_AddFunctions(module, simulator_methods) < 0) {
+    if (state->fileno == NULL || PyModule_AddFunctions(module, simulator_methods) < 0 ||
+        overlapped_exec(module) < 0) {
         return -1;
     }
     PyObject *errors = PyImport_ImportModule("wfpioctl.errors");
@@ -549,6 +547,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     ModuleState *state = module_state(module);
     Py_VISIT(state->error_factory);
     Py_VISIT(state->observer);
+    Py_VISIT(state->operation_type);
     return 0;
 }
 
@@ -557,6 +556,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->error_factory);
     Py_CLEAR(state->fileno);
     Py_CLEAR(state->observer);
+    Py_CLEAR(state->operation_type);
     return 0;
 }
 

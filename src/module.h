@@ -13,6 +13,7 @@ typedef struct {
     PyObject *fileno;                   /* "fileno" */
     _Atomic(const Provider *) provider; /* where this interpreter's IOCTLs go */
     PyObject *observer;                 /* told of each IOCTL on the engine; set once */
+    PyObject *operation_type;           /* wfpioctl.overlapped.Operation */
     CallCounter calls;
     Script *retired; /* ended while calls were under way */
     bool winsock_started;
@@ -67,12 +68,30 @@ HOT_INLINE bool socket_argument(ModuleState *state, const char *function, const 
 bool buffer_argument(const char *function, const char *argument, const char *wanted,
                      PyObject *value, int flags, Py_buffer *view);
 
+/* Records to be set: such a buffer, of a sensible size; false on failure. */
+bool records_argument(const char *function, PyObject *value, Py_buffer *view);
+
+/* An IOCTL's name, as in the SDK. */
+const char *ioctl_name(DWORD code);
+
 /* Raise what wfpioctl.errors says of a failed outcome.  Returns NULL. */
 PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome);
+
+/* Overlapped operations, in module_overlapped.c. */
+int overlapped_exec(PyObject *module);
 
 /* The simulators' face, in module_simulator.c. */
 extern PyMethodDef simulator_methods[];
 int simulator_observe(ModuleState *state, DWORD code, SOCKET socket, DWORD error, DWORD size);
 void simulator_free(ModuleState *state);
+
+/* Tell the simulated engine's control plane of an IOCTL.  -1 with the exception that it raised. */
+HOT_INLINE int observe(ModuleState *state, const Provider *provider, DWORD code, SOCKET socket,
+                       const Outcome *outcome, DWORD size) {
+    if (provider != &provider_engine) {
+        return 0;
+    }
+    return simulator_observe(state, code, socket, outcome->error, size);
+}
 
 #endif

@@ -1,13 +1,17 @@
 """A provider that answers from a script: to measure the binding, and to lie to it."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from .. import _wfpioctl
 from ..constants import WSA_IO_INCOMPLETE
-from ..redirect import HasFileno
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 
 @dataclass(frozen=True, slots=True)
