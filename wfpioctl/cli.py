@@ -9,6 +9,7 @@ from importlib.metadata import version
 VERBS = {
     "demo": "show an app, two vendors' proxies and an origin, on real connections",
     "check": "say what this system answers to each IOCTL",
+    "relay": "relay redirected connections to where they were going",
 }
 """Verb to summary.  The verb's module, of the same name, has add_arguments() and run()."""
 

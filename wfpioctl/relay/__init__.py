@@ -1,0 +1,27 @@
+"""A transparent relay: the complete example of a redirect service.
+
+It reads the redirect of each connection that it accepts, goes on to the original destination with
+the records set, and copies both ways::
+
+    async with Relay(("127.0.0.1", 15001), layout="wfpsampler"):
+        await asyncio.Event().wait()  # until cancelled
+
+``python -m wfpioctl relay`` runs it.  What was not redirected is refused unless ``direct`` is set,
+so that it never is an open proxy.
+"""
+
+from .command import add_arguments, run
+from .counters import Counters, Ended
+from .service import Decision, Flow, IdleTimeoutError, Policy, Relay
+
+__all__ = [
+    "Counters",
+    "Decision",
+    "Ended",
+    "Flow",
+    "IdleTimeoutError",
+    "Policy",
+    "Relay",
+    "add_arguments",
+    "run",
+]
