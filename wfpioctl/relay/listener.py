@@ -57,14 +57,14 @@ class Listener:
 
     async def close(self) -> None:
         """Stop listening.  What waits in the backlog is reset by the system."""
+        if self.closed:
+            return
         if self._task is None:
-            if not self.closed:
-                self._loop.remove_reader(self._sock)
-            self._sock.close()
+            self._loop.remove_reader(self._sock)
         else:
-            self._sock.close()  # ends a pending accept
-            self._open.set()
-            await self._task
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._sock.close()
 
     def is_reached_by(self, destination: Address) -> bool:
         """Whether a connection to ``destination`` would come to this listener."""
@@ -100,8 +100,6 @@ class Listener:
             except ConnectionError:
                 continue
             except OSError as error:
-                if self.closed:
-                    return
                 self._suspend(error)
                 continue
             self._on_accept(sock, peer)

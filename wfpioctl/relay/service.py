@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from ..context import ContextError, Layout, OneOf, OriginalDestination, decode, original_destination
+from ..context import (
+    LAYOUTS,
+    ContextError,
+    Layout,
+    OneOf,
+    OriginalDestination,
+    decode,
+    original_destination,
+)
 from ..errors import NotConnectedError, NotSupportedError, RedirectError
 from ..redirect import Redirect, read_redirect, socket_factory
 from .counters import Counters, Ended, Outcome
@@ -129,7 +137,7 @@ class Relay:
         if to is not None:
             ipaddress.ip_address(to[0])
         self._listen = listen
-        self._layout = layout
+        self._layout = LAYOUTS[layout] if isinstance(layout, str) else layout
         self._to = to
         self._direct = direct
         self._policy = policy
@@ -167,6 +175,11 @@ class Relay:
     def address(self) -> Address:
         """(host, port, ...) on which it listens."""
         return self._listener.address
+
+    @property
+    def closed(self) -> bool:
+        """Whether it accepts no more."""
+        return self._listener.closed
 
     @property
     def counters(self) -> Counters:
@@ -266,6 +279,8 @@ class Relay:
         except ContextError as error:
             if self._to is None:
                 raise _RefusedError("bad context", error) from None
+        except NotSupportedError:
+            pass
         except RedirectError as error:
             raise SideError("relay", error) from None
         if self._to is not None:
