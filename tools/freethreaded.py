@@ -67,7 +67,7 @@ def interpreter(thread_sanitizer: bool = False) -> Path:
     folder = cache() / "freethreaded" / name
     python = folder / "bin" / f"python{VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_suffix(".lock")):
+    with locked(folder.parent / f"{name}.lock"):
         if not python.exists():
             if absent := missing("clang" if thread_sanitizer else "gcc"):
                 raise BuildError(absent)
