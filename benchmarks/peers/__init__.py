@@ -1,0 +1,1 @@
+"""The other ways to make the call, each written as an expert would."""
