@@ -238,12 +238,7 @@ static bool grow_into_bytes(Answer *answer, DWORD capacity) {
     return self->bytes != NULL;
 }
 
-HOT_INLINE PyObject *query(PyObject *module, const char *function, DWORD code, PyObject *sock) {
-    ModuleState *state = module_state(module);
-    SOCKET socket;
-    if (!socket_argument(state, function, "sock", code, sock, &socket)) {
-        return NULL;
-    }
+BIG_FRAME PyObject *query_socket(ModuleState *state, SOCKET socket, DWORD code) {
     char stack[IOCTL_USUAL_CAPACITY];
     BytesAnswer got = {{.data = stack, .capacity = sizeof stack, .grow = grow_into_bytes},
                        .bytes = NULL};
@@ -256,6 +251,15 @@ HOT_INLINE PyObject *query(PyObject *module, const char *function, DWORD code, P
     }
     Py_XDECREF(got.bytes);
     return result;
+}
+
+HOT_INLINE PyObject *query(PyObject *module, const char *function, DWORD code, PyObject *sock) {
+    ModuleState *state = module_state(module);
+    SOCKET socket;
+    if (!socket_argument(state, function, "sock", code, sock, &socket)) {
+        return NULL;
+    }
+    return query_socket(state, socket, code);
 }
 
 /* Copy an answer into the caller's `size` bytes, unless it is there already. */
@@ -295,6 +299,22 @@ static bool nbytes_argument(const char *function, PyObject *value, Py_ssize_t le
     return true;
 }
 
+BIG_FRAME PyObject *query_socket_into(ModuleState *state, SOCKET socket, DWORD code, char *memory,
+                                      DWORD size) {
+    char stack[IOCTL_USUAL_CAPACITY];
+    /* Memory of the usual size or more takes the answer directly.  A smaller one would bring in the
+       codes for a small buffer (W13 to W15), on which systems disagree. */
+    Answer answer = size >= sizeof stack ? (Answer){.data = memory, .capacity = size}
+                                         : (Answer){.data = stack, .capacity = sizeof stack};
+    PyObject *result = NULL;
+    PyThreadState *thread;
+    if (run_query(state, socket, code, &answer, &thread)) {
+        result = deliver(state, code, &answer, memory, size);
+    }
+    answer_free(&answer);
+    return result;
+}
+
 static PyObject *query_into(PyObject *module, const char *function, DWORD code,
                             PyObject *const *args, Py_ssize_t nargs) {
     ModuleState *state = module_state(module);
@@ -311,16 +331,7 @@ static PyObject *query_into(PyObject *module, const char *function, DWORD code,
     if (nargs < 3 || nbytes_argument(function, args[2], view.len, &nbytes)) {
         unsigned long long room = (unsigned long long)(nbytes != 0 ? nbytes : view.len);
         DWORD size = room < UINT32_MAX ? (DWORD)room : UINT32_MAX;
-        char stack[IOCTL_USUAL_CAPACITY];
-        /* A buffer of the usual size or more takes the answer directly.  A smaller one would bring
-           in the codes for a small buffer (W13 to W15), on which systems disagree. */
-        Answer answer = size >= sizeof stack ? (Answer){.data = view.buf, .capacity = size}
-                                             : (Answer){.data = stack, .capacity = sizeof stack};
-        PyThreadState *thread;
-        if (run_query(state, socket, code, &answer, &thread)) {
-            result = deliver(state, code, &answer, view.buf, size);
-        }
-        answer_free(&answer);
+        result = query_socket_into(state, socket, code, view.buf, size);
     }
     PyBuffer_Release(&view);
     return result;
@@ -414,18 +425,9 @@ PyDoc_STRVAR(transfer_redirect_records_doc,
              "0 if they are empty, and then nothing was set.  An error's operation attribute\n"
              "says which of the two failed.");
 
-static PyObject *transfer_redirect_records(PyObject *module, PyObject *const *args,
-                                           Py_ssize_t nargs) {
-    static const char function[] = "transfer_redirect_records";
+BIG_FRAME PyObject *transfer(ModuleState *state, SOCKET accepted, SOCKET outbound) {
     static const DWORD query_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS;
     static const DWORD set_code = SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS;
-    ModuleState *state = module_state(module);
-    SOCKET accepted, outbound;
-    if (wrong_count(function, nargs, 2, 2) ||
-        !socket_argument(state, function, "accepted", query_code, args[0], &accepted) ||
-        !socket_argument(state, function, "outbound", set_code, args[1], &outbound)) {
-        return NULL;
-    }
     char stack[IOCTL_USUAL_CAPACITY];
     Answer answer = {.data = stack, .capacity = sizeof stack};
     CallCount *count;
@@ -451,6 +453,21 @@ static PyObject *transfer_redirect_records(PyObject *module, PyObject *const *ar
     return PyLong_FromUnsignedLong(answer.size);
 }
 
+static PyObject *transfer_redirect_records(PyObject *module, PyObject *const *args,
+                                           Py_ssize_t nargs) {
+    static const char function[] = "transfer_redirect_records";
+    static const DWORD query_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS;
+    static const DWORD set_code = SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS;
+    ModuleState *state = module_state(module);
+    SOCKET accepted, outbound;
+    if (wrong_count(function, nargs, 2, 2) ||
+        !socket_argument(state, function, "accepted", query_code, args[0], &accepted) ||
+        !socket_argument(state, function, "outbound", set_code, args[1], &outbound)) {
+        return NULL;
+    }
+    return transfer(state, accepted, outbound);
+}
+
 PyDoc_STRVAR(
     read_redirect_parts_doc,
     "read_redirect_parts($module, sock, /)\n--\n\n"
@@ -458,14 +475,9 @@ PyDoc_STRVAR(
     "The core of wfpioctl.read_redirect(): both queries in one release of the GIL, and no\n"
     "exception object for a connection that nobody redirected.");
 
-static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
+BIG_FRAME PyObject *read_socket(ModuleState *state, SOCKET socket) {
     static const DWORD records_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS;
     static const DWORD context_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_CONTEXT;
-    ModuleState *state = module_state(module);
-    SOCKET socket;
-    if (!socket_argument(state, "read_redirect", "sock", records_code, sock, &socket)) {
-        return NULL;
-    }
     char records_stack[IOCTL_USUAL_CAPACITY], context_stack[IOCTL_USUAL_CAPACITY];
     Answer records = {.data = records_stack, .capacity = sizeof records_stack};
     Answer context = {.data = context_stack, .capacity = sizeof context_stack};
@@ -499,6 +511,16 @@ static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
     answer_free(&records);
     answer_free(&context);
     return result;
+}
+
+static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
+    static const DWORD records_code = SIO_QUERY_WFP_CONNECTION_REDIRECT_RECORDS;
+    ModuleState *state = module_state(module);
+    SOCKET socket;
+    if (!socket_argument(state, "read_redirect", "sock", records_code, sock, &socket)) {
+        return NULL;
+    }
+    return read_socket(state, socket);
 }
 
 /* ---- the module -------------------------------------------------------------------------------

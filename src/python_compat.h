@@ -16,6 +16,15 @@
 #define HOT_INLINE static inline __attribute__((always_inline))
 #endif
 
+/* For functions with a large buffer on the stack.  They are called once the arguments are
+   converted: a fileno() can come back here, and would fill Windows' stack before it is a
+   RecursionError. */
+#ifdef _MSC_VER
+#define BIG_FRAME static __declspec(noinline)
+#else
+#define BIG_FRAME static __attribute__((noinline))
+#endif
+
 /* Slots that the 3.11 limited API cannot name; PyInit_ adds those that the running Python knows. */
 #define SLOT_MULTIPLE_INTERPRETERS 3 /* Py_mod_multiple_interpreters, 3.12 */
 #define SLOT_PER_INTERPRETER_GIL ((void *)2)
