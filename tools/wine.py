@@ -22,12 +22,14 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,9 +64,12 @@ BROUGHT_BY = {
     ZIG: "pip install ziglang",
 }
 
-# Without wbemprox=d, platform.system() of Python >= 3.12 asks Wine's WMI and crashes; the other two
-# would offer to download what nobody needs here.
-WINE_ENVIRONMENT = {"WINEDEBUG": "-all", "WINEDLLOVERRIDES": "wbemprox=d;mscoree=d;mshtml=d"}
+# Without wbemprox=d, platform.system() of Python >= 3.12 asks Wine's WMI and crashes. Of a program
+# that crashes, the debugger would make one that hangs. The other two want downloads.
+WINE_ENVIRONMENT = {
+    "WINEDEBUG": "-all",
+    "WINEDLLOVERRIDES": "wbemprox,winedbg.exe,mscoree,mshtml=d",
+}
 
 CLOSING = re.compile(r"=* ?(\d+|no) \w+.* in \d+\.\d+s")  # of a pytest run
 
@@ -269,12 +274,23 @@ def disposable(prefix: Path) -> Iterator[Path]:
     """Copy a Wine prefix into a folder that lives as long as the run; Wine ends with it."""
     runs = cache() / "runs"
     runs.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=runs) as scratch:
+    remove_abandoned(runs)
+    with tempfile.TemporaryDirectory(dir=runs) as scratch, open(f"{scratch}/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
         own = copy(prefix, Path(scratch) / "prefix")
         try:
             yield own
         finally:
             end_wine(own)
+
+
+def remove_abandoned(runs: Path) -> None:
+    """End and remove the runs that were killed: their lock is not held any more."""
+    for lock_file in runs.glob("*/lock"):
+        with contextlib.suppress(OSError), open(lock_file) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            end_wine(lock_file.parent / "prefix")
+            shutil.rmtree(lock_file.parent)
 
 
 def copy(folder: Path, to: Path) -> Path:
@@ -294,11 +310,17 @@ def wine(
 
     A pipe it must be: with its output in a plain file, Python does not even start.
     """
-    late = threading.Event()
+    over = threading.Event()
+    late = False
 
-    def end() -> None:
-        late.set()
-        end_wine(prefix)
+    def watch(process: int) -> None:
+        """End Wine when the time is up, or when a crash left the program half-dead."""
+        nonlocal late
+        deadline = time.monotonic() + timeout
+        while not (late or over.wait(1.0)):
+            late = time.monotonic() > deadline
+            if late or (first_thread_ended(process) and not over.wait(10.0)):
+                end_wine(prefix)
 
     with subprocess.Popen(
         ["wine", *command],
@@ -311,8 +333,8 @@ def wine(
         errors="replace",
     ) as process:
         assert process.stdout is not None
-        timer = threading.Timer(timeout, end)
-        timer.start()
+        watcher = threading.Thread(target=watch, args=[process.pid], daemon=True)
+        watcher.start()
         try:
             output = ""
             for line in process.stdout:
@@ -320,10 +342,20 @@ def wine(
                 if echo:
                     print(line, end="", flush=True)
         finally:
-            timer.cancel()
-    if late.is_set():
+            over.set()
+            watcher.join()
+    if late:
         raise WineError(f"{command_line(command)} was ended after {timeout:.0f} s:\n{output}")
     return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def first_thread_ended(process: int) -> bool:
+    """Whether the first thread of a process has ended; Wine may keep others for ever."""
+    try:
+        _, _, fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")
+    except FileNotFoundError:
+        return False
+    return fields.split()[0] == "Z"
 
 
 def end_wine(prefix: Path) -> None:
@@ -421,6 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if absent := missing(getattr(options, "platform", "win_amd64")):
         say(absent)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and so clean up
     try:
         with tempfile.TemporaryDirectory() as scratch:
             if options.verb == "prepare":
