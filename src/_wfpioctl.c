@@ -162,6 +162,20 @@ const char *ioctl_name(DWORD code) {
     }
 }
 
+/* Raise an instance, or let the exception stand that kept it from being made. */
+static PyObject *raise_instance(PyObject *error) {
+    if (error != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+    }
+    return NULL;
+}
+
+PyObject *raise_error(ModuleState *state, const char *operation, DWORD error) {
+    return raise_instance(
+        PyObject_CallFunction(state->error_factory, "sk", operation, (unsigned long)error));
+}
+
 PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome) {
     if (outcome->no_memory) {
         return PyErr_NoMemory();
@@ -179,11 +193,7 @@ PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome) 
                                             (unsigned long)outcome->error, required,
                                             outcome->too_small ? Py_True : Py_False);
     Py_DECREF(required);
-    if (error != NULL) {
-        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-        Py_DECREF(error);
-    }
-    return NULL;
+    return raise_instance(error);
 }
 
 /* The codes of W17: the IOCTL worked, and nobody redirected this connection. */
@@ -278,9 +288,7 @@ static PyObject *deliver(ModuleState *state, DWORD code, const Answer *answer, c
     return PyLong_FromUnsignedLong(answer->size);
 }
 
-/* The rules of socket.recv_into for `nbytes`. */
-static bool nbytes_argument(const char *function, PyObject *value, Py_ssize_t length,
-                            Py_ssize_t *nbytes) {
+bool nbytes_argument(const char *function, PyObject *value, Py_ssize_t length, Py_ssize_t *nbytes) {
     if (!is_int(value)) {
         refuse(PyExc_TypeError, function, "nbytes", "must be an int", value);
         return false;
@@ -552,8 +560,8 @@ static int module_exec(PyObject *module) {
     }
     state->winsock_started = true;
     state->fileno = PyUnicode_InternFromString("fileno");
-    if (state->fileno == NULL || PyModule_AddFunctions(module, simulator_methods) < 0 ||
-        overlapped_exec(module) < 0) {
+    if (state->fileno == NULL || PyModule_AddFunctions(module, datagram_methods) < 0 ||
+        PyModule_AddFunctions(module, simulator_methods) < 0 || overlapped_exec(module) < 0) {
         return -1;
     }
     PyObject *errors = PyImport_ImportModule("wfpioctl.errors");

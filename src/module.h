@@ -74,11 +74,18 @@ bool records_argument(const char *function, PyObject *value, Py_buffer *view);
 /* An IOCTL's name, as in the SDK. */
 const char *ioctl_name(DWORD code);
 
-/* Raise what wfpioctl.errors says of a failed outcome.  Returns NULL. */
+/* The rules of socket.recv_into for `nbytes`; false on failure. */
+bool nbytes_argument(const char *function, PyObject *value, Py_ssize_t length, Py_ssize_t *nbytes);
+
+/* Raise what wfpioctl.errors says of a code, or of an IOCTL's failed outcome.  Return NULL. */
+PyObject *raise_error(ModuleState *state, const char *operation, DWORD error);
 PyObject *raise_outcome(ModuleState *state, DWORD code, const Outcome *outcome);
 
 /* Overlapped operations, in module_overlapped.c. */
 int overlapped_exec(PyObject *module);
+
+/* The datagrams' face, in module_datagram.c. */
+extern PyMethodDef datagram_methods[];
 
 /* The simulators' face, in module_simulator.c. */
 extern PyMethodDef simulator_methods[];

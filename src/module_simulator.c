@@ -291,6 +291,23 @@ static PyObject *remove_flow(PyObject *module, PyObject *args) {
     return PyBool_FromLong(engine_remove_flow(&local, &remote));
 }
 
+static PyObject *add_datagram_flow(PyObject *module, PyObject *args) {
+    Endpoint app_end;
+    unsigned short port;
+    unsigned long long id;
+    Py_buffer records, context;
+    if (!require_active(module_state(module), &provider_engine) ||
+        !PyArg_ParseTuple(args, "O&HKy*y*", parse_endpoint, &app_end, &port, &id, &records,
+                          &context)) {
+        return NULL;
+    }
+    FlowData flow = flow_data(id, &records, &context);
+    bool added = engine_add_datagram_flow(&app_end, port, &flow);
+    PyBuffer_Release(&records);
+    PyBuffer_Release(&context);
+    return flow_added(added);
+}
+
 static PyObject *add_listener(PyObject *module, PyObject *args) {
     unsigned short port;
     unsigned long long id;
@@ -422,6 +439,7 @@ PyMethodDef simulator_methods[] = {
     {"engine_start", engine_start, METH_VARARGS, NULL},
     {"engine_stop", engine_stop, METH_NOARGS, NULL},
     {"engine_add_flow", add_flow, METH_VARARGS, NULL},
+    {"engine_add_datagram_flow", add_datagram_flow, METH_VARARGS, NULL},
     {"engine_remove_flow", remove_flow, METH_VARARGS, NULL},
     {"engine_add_listener", add_listener, METH_VARARGS, NULL},
     {"engine_remove_listener", remove_listener, METH_VARARGS, NULL},

@@ -4,6 +4,7 @@
    and identity, so that nothing passes from a closed socket to a new one with the same number. */
 #include "provider_engine.h"
 
+#include "control_message.h"
 #include "platform.h"
 #include "simulated.h"
 
@@ -114,14 +115,15 @@ bool endpoint_parse(const char *host, uint16_t port, Endpoint *endpoint) {
     return inet_pton(AF_INET6, host, endpoint->address) == 1;
 }
 
-/* Is it a TCP socket at all?  0, or the code that Winsock gives (W19, W10). */
-static DWORD check_stream(SOCKET socket) {
+/* Is it a socket of this type?  0, or the code that Winsock gives: WSAENOTSOCK (W19), or `other`.
+ */
+static DWORD check_type(SOCKET socket, int wanted, DWORD other) {
     int type = 0;
     socklen_t size = sizeof type;
     if (getsockopt(SOCKET_ARGUMENT(socket), SOL_SOCKET, SO_TYPE, (void *)&type, &size) != 0) {
         return socket_error();
     }
-    return type == SOCK_STREAM ? 0 : WSAEOPNOTSUPP;
+    return type == wanted ? 0 : other;
 }
 
 /* Both ends of a connection as its accepted side sees them, or a code (W18). */
@@ -144,7 +146,13 @@ static DWORD connection_ends(SOCKET socket, Endpoint *remote, Endpoint *local) {
 /* ---- the table --------------------------------------------------------------------------------
  */
 
-typedef enum { FLOW, LISTENER, SOCKET_RECORDS } EntryKind;
+typedef enum {
+    FLOW,
+    LISTENER,
+    SOCKET_RECORDS,
+    DATAGRAM_FLOW,
+    SOCKET_OPTION, /* there while it is on (W41) */
+} EntryKind;
 
 typedef struct {
     uint64_t words[5];
@@ -196,6 +204,19 @@ static Key key_of_socket(SOCKET socket, uint64_t identity) {
     return (Key){.words = {socket, identity, 0, 0, SOCKET_RECORDS}};
 }
 
+static Key key_of_datagram_flow(const Endpoint *app_end, uint16_t proxy_port) {
+    Key key;
+    memcpy(&key.words[0], app_end->address, 16);
+    key.words[2] = app_end->port;
+    key.words[3] = proxy_port; /* the proxy may be bound to any address */
+    key.words[4] = DATAGRAM_FLOW;
+    return key;
+}
+
+static Key key_of_option(SOCKET socket, uint64_t identity, int level, int option) {
+    return (Key){.words = {socket, identity, (uint64_t)level, (uint64_t)option, SOCKET_OPTION}};
+}
+
 static uint64_t hash_words(const uint64_t *words, size_t count, uint64_t seed) {
     uint64_t hash = seed;
     for (size_t i = 0; i < count; i++) {
@@ -244,6 +265,7 @@ static bool is_finished(const Entry *entry) {
         return entry->app.identity != 0 && entry->accepted.identity != 0 &&
                owner_is_gone(&entry->app) && owner_is_gone(&entry->accepted);
     case SOCKET_RECORDS:
+    case SOCKET_OPTION:
         return entry->app.identity != 0 && owner_is_gone(&entry->app);
     default:
         return false;
@@ -396,6 +418,11 @@ bool engine_add_flow(SOCKET app, const Endpoint *local, const Endpoint *remote,
     return insert(entry);
 }
 
+bool engine_add_datagram_flow(const Endpoint *app_end, uint16_t proxy_port, const FlowData *flow) {
+    Key key = key_of_datagram_flow(app_end, proxy_port);
+    return insert(entry_new(DATAGRAM_FLOW, &key, flow));
+}
+
 bool engine_remove_flow(const Endpoint *local, const Endpoint *remote) {
     Key key = key_of_flow(local, remote);
     return remove_key(&key);
@@ -412,16 +439,32 @@ bool engine_remove_listener(uint16_t port) {
 }
 
 /* The mark: a name that a reader of a dump recognises, and a keyed sum over the rest. */
-void engine_mark(void *records, DWORD size) {
+static void compute_mark(const void *records, DWORD size, char mark[RECORDS_MARK_SIZE]) {
     static const char name[8] = {'W', 'F', 'P', 'S', 'I', 'M', '\r', '\n'};
-    unsigned char *bytes = records;
+    const unsigned char *bytes = records;
     uint64_t seed = atomic_load(&secret), sum = seed ^ size;
     for (DWORD i = RECORDS_MARK_SIZE; i < size; i++) {
         sum = (sum ^ bytes[i]) * 0x100000001B3u;
     }
     sum = hash_words(&sum, 1, seed);
-    memcpy(bytes, name, sizeof name);
-    memcpy(bytes + sizeof name, &sum, sizeof sum);
+    memcpy(mark, name, sizeof name);
+    memcpy(mark + sizeof name, &sum, sizeof sum);
+}
+
+void engine_mark(void *records, DWORD size) {
+    char mark[RECORDS_MARK_SIZE];
+    compute_mark(records, size, mark);
+    memcpy(records, mark, sizeof mark);
+}
+
+/* Do these bytes carry the mark that engine_mark() gives them? */
+static bool is_genuine(const void *records, DWORD size) {
+    char mark[RECORDS_MARK_SIZE];
+    if (size < RECORDS_MARK_SIZE) {
+        return false;
+    }
+    compute_mark(records, size, mark);
+    return memcmp(mark, records, sizeof mark) == 0;
 }
 
 void engine_counts(size_t *flows, size_t *sockets) {
@@ -431,7 +474,11 @@ void engine_counts(size_t *flows, size_t *sockets) {
         mutex_lock(&shard->lock);
         for (size_t bucket = 0; bucket < shard->bucket_count; bucket++) {
             for (const Entry *entry = shard->buckets[bucket]; entry != NULL; entry = entry->next) {
-                *(entry->kind == SOCKET_RECORDS ? sockets : flows) += entry->kind != LISTENER;
+                if (entry->kind == FLOW || entry->kind == DATAGRAM_FLOW) {
+                    ++*flows;
+                } else if (entry->kind == SOCKET_RECORDS) {
+                    ++*sockets;
+                }
             }
         }
         mutex_unlock(&shard->lock);
@@ -445,7 +492,7 @@ void engine_counts(size_t *flows, size_t *sockets) {
    of an entry that is returned is locked. */
 static Entry *find_accepted(SOCKET socket, Shard **shard, DWORD *error) {
     Endpoint remote, local;
-    *error = check_stream(socket);
+    *error = check_type(socket, SOCK_STREAM, WSAEOPNOTSUPP);
     if (*error == 0) {
         *error = connection_ends(socket, &remote, &local);
     }
@@ -513,24 +560,13 @@ static DWORD query(SOCKET socket, bool want_context, void *output, DWORD capacit
     return error;
 }
 
-/* Do these bytes carry the mark that engine_mark() gives them? */
-static bool is_genuine(Entry *entry) {
-    char mark[RECORDS_MARK_SIZE];
-    if (entry->records_size < RECORDS_MARK_SIZE) {
-        return false;
-    }
-    memcpy(mark, entry->data, RECORDS_MARK_SIZE);
-    engine_mark(entry->data, entry->records_size);
-    return memcmp(mark, entry->data, RECORDS_MARK_SIZE) == 0;
-}
-
 static DWORD set(SOCKET socket, const void *records, DWORD size) {
     Endpoint remote, local;
-    DWORD error = check_stream(socket);
+    DWORD error = check_type(socket, SOCK_STREAM, WSAEOPNOTSUPP);
     if (error != 0) {
         return error;
     }
-    if (size == 0 || size > 0x7FFFFFFFu || connection_ends(socket, &remote, &local) == 0) {
+    if (connection_ends(socket, &remote, &local) == 0 || !is_genuine(records, size)) {
         return WSAEINVAL; /* SET precedes the connect (W23) */
     }
     Owner owner = {socket, socket_identity(socket)};
@@ -539,10 +575,6 @@ static DWORD set(SOCKET socket, const void *records, DWORD size) {
     Entry *entry = entry_new(SOCKET_RECORDS, &key, &flow);
     if (entry == NULL) {
         return WSAENOBUFS;
-    }
-    if (!is_genuine(entry)) {
-        free(entry);
-        return WSAEINVAL;
     }
     entry->app = owner;
     return insert(entry) ? 0 : WSAENOBUFS;
@@ -577,11 +609,146 @@ static int WSAAPI engine_ioctl(SOCKET socket, DWORD code, void *input, DWORD inp
 
 static int WSAAPI engine_last_error(void) { return WSAGetLastError(); }
 
+/* ---- datagrams --------------------------------------------------------------------------------
+ */
+
+static DWORD set_option(SOCKET socket, int level, int option, const char *value, int size) {
+    DWORD enable, error = check_type(socket, SOCK_DGRAM, WSAENOPROTOOPT);
+    if (error != 0) {
+        return error;
+    }
+    if ((option != IP_WFP_REDIRECT_RECORDS && option != IP_WFP_REDIRECT_CONTEXT) ||
+        (level != IPPROTO_IP && level != IPPROTO_IPV6)) {
+        return WSAENOPROTOOPT;
+    }
+    if (size != (int)sizeof enable) {
+        return WSAEFAULT;
+    }
+    memcpy(&enable, value, sizeof enable);
+    Owner owner = {socket, socket_identity(socket)};
+    Key key = key_of_option(owner.socket, owner.identity, level, option);
+    if (enable == 0) {
+        remove_key(&key);
+        return 0;
+    }
+    Entry *entry = entry_new(SOCKET_OPTION, &key, &(FlowData){0});
+    if (entry == NULL) {
+        return WSAENOBUFS;
+    }
+    entry->app = owner;
+    return insert(entry) ? 0 : WSAENOBUFS;
+}
+
+static int WSAAPI engine_setsockopt(SOCKET socket, int level, int option, const char *value,
+                                    int size) {
+    DWORD error =
+        atomic_load(&is_open) ? set_option(socket, level, option, value, size) : WSAENOPROTOOPT;
+    WSASetLastError((int)error);
+    return error == 0 ? 0 : SOCKET_ERROR;
+}
+
+static bool option_is_on(SOCKET socket, int level, int option) {
+    Key key = key_of_option(socket, socket_identity(socket), level, option);
+    uint64_t hash = hash_of(&key);
+    Shard *shard = shard_of(hash);
+    mutex_lock(&shard->lock);
+    bool found = *find_link(shard, hash, &key) != NULL;
+    mutex_unlock(&shard->lock);
+    return found;
+}
+
+/* Append a control message; one that does not fit is cut short, as a kernel would. */
+static void append_control(WSAMSG *message, DWORD capacity, int level, int type, const char *data,
+                           size_t size) {
+    size_t left = capacity - message->Control.len;
+    if (control_space(size) > left) {
+        message->dwFlags |= MSG_CTRUNC;
+        if (left < control_space(0)) {
+            return;
+        }
+        size = (left - control_space(0)) / sizeof(size_t) * sizeof(size_t);
+    }
+    char *end = message->Control.buf + message->Control.len;
+    message->Control.len += (DWORD)control_write(end, level, type, data, size);
+}
+
+/* Add the flow's data to the datagram that created it (W40), as far as the socket wants it (W41).
+   A datagram that was only peeked at comes again. */
+static void add_flow_data(SOCKET socket, WSAMSG *message, DWORD capacity, bool peeked) {
+    struct sockaddr_storage name;
+    Endpoint app_end, proxy_end;
+    const struct sockaddr_storage *peer = (const struct sockaddr_storage *)(void *)message->name;
+    if (peer == NULL || !winsock_name(socket, &name) ||
+        !endpoint_from_sockaddr(&name, &proxy_end) || !endpoint_from_sockaddr(peer, &app_end)) {
+        return;
+    }
+    int level = control_level(peer);
+    bool wants_records = option_is_on(socket, level, IP_WFP_REDIRECT_RECORDS);
+    bool wants_context = option_is_on(socket, level, IP_WFP_REDIRECT_CONTEXT);
+    Key key = key_of_datagram_flow(&app_end, proxy_end.port);
+    uint64_t hash = hash_of(&key);
+    Shard *shard = shard_of(hash);
+    mutex_lock(&shard->lock);
+    Entry **link = find_link(shard, hash, &key);
+    const Entry *entry = *link;
+    if (entry != NULL) {
+        if (wants_records && entry->records_size != 0) {
+            append_control(message, capacity, level, IP_WFP_REDIRECT_RECORDS, entry->data,
+                           entry->records_size);
+        }
+        if (wants_context && entry->context_size != 0) {
+            append_control(message, capacity, level, IP_WFP_REDIRECT_CONTEXT,
+                           entry->data + entry->records_size, entry->context_size);
+        }
+        if (!peeked) {
+            unlink_entry(shard, link);
+        }
+    }
+    mutex_unlock(&shard->lock);
+}
+
+static int WSAAPI engine_recvmsg(SOCKET socket, WSAMSG *message, DWORD *received,
+                                 WSAOVERLAPPED *overlapped,
+                                 LPWSAOVERLAPPED_COMPLETION_ROUTINE completion) {
+    DWORD capacity = message->Control.len;
+    bool peeked = (message->dwFlags & MSG_PEEK) != 0;
+    int status = winsock_recvmsg(socket, message, received, overlapped, completion);
+    if (status != 0 && WSAGetLastError() != SOCKET_EMSGSIZE) {
+        return status;
+    }
+    if (atomic_load(&is_open)) {
+        add_flow_data(socket, message, capacity, peeked);
+    }
+    if ((message->dwFlags & (MSG_TRUNC | MSG_CTRUNC)) == 0) {
+        return 0;
+    }
+    WSASetLastError(SOCKET_EMSGSIZE);
+    return SOCKET_ERROR;
+}
+
+static int WSAAPI engine_sendmsg(SOCKET socket, WSAMSG *message, DWORD flags, DWORD *sent,
+                                 WSAOVERLAPPED *overlapped,
+                                 LPWSAOVERLAPPED_COMPLETION_ROUTINE completion) {
+    RedirectData redirect;
+    bool whole = control_parse(message->Control.buf, message->Control.len, false, &redirect);
+    if (!whole ||
+        (redirect.records != NULL && !is_genuine(redirect.records, (DWORD)redirect.records_size))) {
+        WSASetLastError(SOCKET_EINVAL);
+        return SOCKET_ERROR;
+    }
+    WSAMSG real = *message; /* the records stay in this engine */
+    real.Control = (WSABUF){0};
+    return winsock_sendmsg(socket, &real, flags, sent, overlapped, completion);
+}
+
 const Provider provider_engine = {
     .ioctl = engine_ioctl,
     .overlapped_result = simulated_overlapped_result,
     .cancel = simulated_cancel,
     .last_error = engine_last_error,
+    .recvmsg = engine_recvmsg,
+    .sendmsg = engine_sendmsg,
+    .setsockopt = engine_setsockopt,
 };
 
 uint64_t engine_flow_id(SOCKET accepted) {

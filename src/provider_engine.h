@@ -46,6 +46,10 @@ bool engine_add_flow(SOCKET app, const Endpoint *local, const Endpoint *remote,
                      const FlowData *flow);
 bool engine_remove_flow(const Endpoint *local, const Endpoint *remote);
 
+/* A UDP flow from `app_end` to the proxy's port: its first datagram carries the data (W61), which
+   is forgotten then.  False: out of memory. */
+bool engine_add_datagram_flow(const Endpoint *app_end, uint16_t proxy_port, const FlowData *flow);
+
 /* Whatever is accepted on `port` and belongs to no flow counts as this one. */
 bool engine_add_listener(uint16_t port, const FlowData *flow);
 bool engine_remove_listener(uint16_t port);

@@ -125,11 +125,21 @@ static int WSAAPI scripted_ioctl(SOCKET socket, DWORD code, void *input, DWORD i
 
 static int WSAAPI scripted_last_error(void) { return WSAGetLastError(); }
 
+/* Any socket has the options; datagrams are the system's own. */
+static int WSAAPI scripted_setsockopt(SOCKET socket, int level, int option, const char *value,
+                                      int size) {
+    (void)socket, (void)level, (void)option, (void)value, (void)size;
+    return 0;
+}
+
 const Provider provider_scripted = {
     .ioctl = scripted_ioctl,
     .overlapped_result = simulated_overlapped_result,
     .cancel = simulated_cancel,
     .last_error = scripted_last_error,
+    .recvmsg = winsock_recvmsg,
+    .sendmsg = winsock_sendmsg,
+    .setsockopt = scripted_setsockopt,
 };
 
 void script_start(Script *script) { atomic_store_explicit(&current, script, memory_order_release); }

@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -87,5 +88,15 @@ static inline void call_end(CallCount *count) { --*count; }
 static inline bool calls_under_way(CallCounter *counter) { return counter->count != 0; }
 
 #endif
+
+/* Raise a socket call's code as the socket module does.  Returns NULL. */
+static inline PyObject *set_socket_error(int code) {
+#ifdef MS_WINDOWS
+    return PyErr_SetExcFromWindowsErr(PyExc_OSError, code);
+#else
+    errno = code;
+    return PyErr_SetFromErrno(PyExc_OSError);
+#endif
+}
 
 #endif

@@ -28,9 +28,24 @@
 
 #define SOCKET_MAX (INVALID_SOCKET - 1)
 
+#ifndef MSG_TRUNC
+#define MSG_TRUNC 0x0100
+#define MSG_CTRUNC 0x0200
+#endif
+
+/* What recvmsg and sendmsg fail with: the system's own codes, on Windows Winsock's. */
+#define SOCKET_EINTR WSAEINTR
+#define SOCKET_EINVAL WSAEINVAL
+#define SOCKET_EMSGSIZE WSAEMSGSIZE
+#define SOCKET_ENOBUFS WSAENOBUFS
+
 #else
 
+#include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <stddef.h>
+#include <sys/socket.h>
 
 #define WSAAPI
 #define CALLBACK
@@ -59,6 +74,32 @@ typedef void(CALLBACK *LPWSAOVERLAPPED_COMPLETION_ROUTINE)(DWORD error, DWORD tr
 
 #define STATUS_PENDING 0x103
 
+typedef struct _WSABUF {
+    uint32_t len;
+    char *buf;
+} WSABUF;
+
+typedef struct _WSAMSG {
+    struct sockaddr *name;
+    int namelen;
+    WSABUF *lpBuffers;
+    DWORD dwBufferCount;
+    WSABUF Control;
+    DWORD dwFlags;
+} WSAMSG;
+
+/* Starts each entry of a control buffer; cmsg_len counts from its own first byte. */
+typedef struct _WSACMSGHDR {
+    size_t cmsg_len;
+    int cmsg_level;
+    int cmsg_type;
+} WSACMSGHDR;
+
+#define SOCKET_EINTR EINTR
+#define SOCKET_EINVAL EINVAL
+#define SOCKET_EMSGSIZE EMSGSIZE
+#define SOCKET_ENOBUFS ENOBUFS
+
 #define ERROR_INSUFFICIENT_BUFFER 122
 #define ERROR_MORE_DATA 234
 #define ERROR_NOT_FOUND 1168
@@ -69,6 +110,7 @@ typedef void(CALLBACK *LPWSAOVERLAPPED_COMPLETION_ROUTINE)(DWORD error, DWORD tr
 #define WSAEINVAL 10022
 #define WSAENOTSOCK 10038
 #define WSAEMSGSIZE 10040
+#define WSAENOPROTOOPT 10042
 #define WSAEOPNOTSUPP 10045
 #define WSAENOBUFS 10055
 #define WSAENOTCONN 10057
@@ -88,6 +130,14 @@ static inline int WSAGetLastError(void) { return errno; }
 #endif
 #ifndef SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS
 #define SIO_SET_WFP_CONNECTION_REDIRECT_RECORDS 0x980000DEu
+#endif
+
+/* W04: the same numbers at IPPROTO_IP and at IPPROTO_IPV6. */
+#ifndef IP_WFP_REDIRECT_RECORDS
+#define IP_WFP_REDIRECT_RECORDS 60
+#endif
+#ifndef IP_WFP_REDIRECT_CONTEXT
+#define IP_WFP_REDIRECT_CONTEXT 70
 #endif
 
 #define FWP_E_NOT_FOUND_CODE 0x80320008u /* the SDK spells it as a signed HRESULT */

@@ -43,6 +43,27 @@ def overlapped_call(code: int, sock: _Socket, records: ReadableBuffer | None, /)
 def overlapped_sleep(seconds: float, /) -> None: ...
 def overlapped_counters() -> tuple[int, int, int, int, int, int]: ...
 
+# For datagram.py.
+_Address = tuple[str, int] | tuple[str, int, int, int]
+
+def enable_redirect_metadata(sock: _Socket, /) -> None: ...
+def recvmsg(
+    sock: _Socket, bufsize: int, flags: int = 0, /
+) -> tuple[bytes, _Address | None, int, bytes | None, bytes | None]: ...
+def recvmsg_into(
+    sock: _Socket, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0, /
+) -> tuple[int, _Address | None, int, bytes | None, bytes | None]: ...
+def sendmsg(
+    sock: _Socket,
+    data: ReadableBuffer,
+    address: tuple[Any, ...] | None,
+    records: ReadableBuffer | None = None,
+    /,
+) -> int: ...
+def parse_control(
+    control: ReadableBuffer, flags: int = 0, /
+) -> tuple[int, bytes | None, bytes | None]: ...
+
 # For simulator.py alone.
 def scripted_start(
     records: ReadableBuffer,
@@ -67,6 +88,14 @@ def engine_add_flow(
     app: int,
     local: tuple[str, int],
     remote: tuple[str, int],
+    flow_id: int,
+    records: ReadableBuffer,
+    context: ReadableBuffer,
+    /,
+) -> None: ...
+def engine_add_datagram_flow(
+    app_end: tuple[str, int],
+    proxy_port: int,
     flow_id: int,
     records: ReadableBuffer,
     context: ReadableBuffer,
