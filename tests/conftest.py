@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from loops import balanced, run  # noqa: F401
-from support import ORIGINAL, TIMEOUT, Pair, Redirected, accept, address_of, listen
+from support import ORIGINAL, TIMEOUT, Pair, Redirected, Udp, accept, address_of, listen
 
 from wfpioctl.simulator import Engine
 
@@ -69,6 +69,20 @@ def tcp() -> Iterator[socket.socket]:
     with socket.socket() as sock:
         sock.settimeout(TIMEOUT)
         yield sock
+
+
+@pytest.fixture
+def udp() -> Iterator[Udp]:
+    """A function that returns a UDP socket bound to loopback; the test's end closes it."""
+    with contextlib.ExitStack() as stack:
+
+        def make(family: int = socket.AF_INET) -> socket.socket:
+            sock = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            sock.settimeout(TIMEOUT)
+            sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+            return sock
+
+        yield make
 
 
 @pytest.fixture

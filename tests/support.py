@@ -17,6 +17,9 @@ ORIGINAL6 = ("2001:db8::7", 443)
 
 TIMEOUT = 20.0  # seconds; no test comes near it unless something hangs
 
+Udp = Callable[..., socket.socket]
+"""What the fixture ``udp`` gives: a function of an address family."""
+
 every_dialect = pytest.mark.parametrize("dialect", DIALECTS)
 
 

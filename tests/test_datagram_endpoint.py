@@ -1,0 +1,217 @@
+"""Datagrams on event loops: endpoints."""
+
+import asyncio
+import errno
+import gc
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from loops import LOOPS, Runner
+from support import LOOPBACKS, TIMEOUT, Udp, address_of
+
+from wfpioctl import ProtocolOptionError, _wfpioctl, datagram
+from wfpioctl.datagram import Datagram, MessageProtocol, MessageTransport
+from wfpioctl.simulator import Engine
+
+UNUSED = ("192.0.2.1", 9)
+
+
+class LoopWithoutReaders(asyncio.SelectorEventLoop):
+    """A loop that cannot watch sockets, like the proactor's."""
+
+    def remove_reader(self, fd: object) -> bool:
+        raise NotImplementedError
+
+
+@pytest.fixture(params=[*LOOPS.values(), LoopWithoutReaders], ids=[*LOOPS, "no readers"])
+def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """A function that runs a coroutine, on each kind of loop of this system and on a poor one."""
+    runner = Runner(request.param)
+    yield runner
+    assert runner.complaints == []
+
+
+class Collector(MessageProtocol):
+    """Collects what the transport calls; ``next`` waits for it."""
+
+    def __init__(self) -> None:
+        self.calls: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.calls.put_nowait(("made", transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.calls.put_nowait(("lost", exc))
+
+    def message_received(self, datagram: Datagram) -> None:
+        self.calls.put_nowait(("message", datagram))
+
+    def error_received(self, exc: OSError) -> None:
+        self.calls.put_nowait(("error", exc))
+
+    def pause_writing(self) -> None:
+        self.calls.put_nowait(("pause", None))
+
+    def resume_writing(self) -> None:
+        self.calls.put_nowait(("resume", None))
+
+    async def next(self, kind: str) -> Any:
+        called, value = await asyncio.wait_for(self.calls.get(), TIMEOUT)
+        assert called == kind
+        return value
+
+
+async def endpoint(**arguments: Any) -> tuple[MessageTransport, Collector]:
+    arguments.setdefault("redirect_metadata", False)
+    transport, protocol = await datagram.create_endpoint(Collector, **arguments)
+    assert await protocol.next("made") is transport
+    return transport, protocol
+
+
+@pytest.mark.parametrize("family", LOOPBACKS)
+def test_endpoints_exchange_datagrams(run: Runner, family: int) -> None:
+    async def body() -> None:
+        host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        server, served = await endpoint(local_addr=(host, 0))
+        client, answered = await endpoint(remote_addr=server.get_extra_info("sockname"))
+        client.sendto(b"question")
+        question = await served.next("message")
+        assert question.data == b"question"
+        assert question.address == client.get_extra_info("sockname")
+        for number in range(20):
+            server.sendto(b"%d" % number, question.address)
+        for number in range(20):
+            assert (await answered.next("message")).data == b"%d" % number
+        assert client.get_extra_info("peername") == server.get_extra_info("sockname")
+        for transport, protocol in ((server, served), (client, answered)):
+            transport.close()
+            transport.close()
+            assert transport.is_closing()
+            assert await protocol.next("lost") is None
+            assert transport.get_extra_info("socket").fileno() == -1
+
+    run(body())
+
+
+def test_W40_W42_an_endpoint_gets_and_sends_records(run: Runner, engine: Engine, udp: Udp) -> None:
+    async def body() -> None:
+        transport, protocol = await endpoint(local_addr=("127.0.0.1", 0), redirect_metadata=True)
+        app = udp()
+        records = _wfpioctl.engine_make_records(b"records")
+        port = transport.get_extra_info("sockname")[1]
+        _wfpioctl.engine_add_datagram_flow(address_of(app), port, 1, records, b"context")
+        app.sendto(b"one", ("127.0.0.1", port))
+        received = await protocol.next("message")
+        assert received == (b"one", app.getsockname(), 0, records, b"context")
+        transport.sendmsg(b"two", received.address, records=received.records)
+        assert app.recv(100) == b"two"
+        transport.sendmsg(b"two", received.address, records=b"forged" * 10)
+        assert (await protocol.next("error")).errno == errno.EINVAL
+        transport.abort()
+        assert await protocol.next("lost") is None
+
+    run(body())
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="only such datagrams wait for room")
+@pytest.mark.parametrize("abort", [False, True])
+def test_datagrams_wait_for_a_socket_that_is_not_ready(run: Runner, abort: bool) -> None:
+    async def body() -> None:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with far:
+            far.setblocking(False)
+            transport, protocol = await endpoint(sock=near)
+            count = 0
+            while protocol.calls.empty():
+                transport.sendto(b"%d".ljust(1000) % count)
+                count += 1
+            await protocol.next("pause")
+            assert transport.get_write_buffer_size() > 65_536
+            if abort:
+                transport.abort()
+                assert transport.get_write_buffer_size() == 0
+            else:
+                loop = asyncio.get_running_loop()
+                transport.close()
+                for number in range(count):
+                    data = await asyncio.to_thread(_recv, far)
+                    assert data == b"%d".ljust(1000) % number
+                assert loop.is_running()
+                await protocol.next("resume")
+            assert await protocol.next("lost") is None
+
+    def _recv(sock: socket.socket) -> bytes:
+        sock.settimeout(TIMEOUT)
+        return sock.recv(2000)
+
+    run(body())
+
+
+def test_what_a_protocol_raises_goes_to_the_loop_and_the_endpoint_goes_on(
+    run: Runner, udp: Udp
+) -> None:
+    class Raising(Collector):
+        def message_received(self, datagram: Datagram) -> None:
+            super().message_received(datagram)
+            if datagram.data == b"bad":
+                raise ZeroDivisionError
+
+    async def body() -> None:
+        problems: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, each: problems.append(each))
+        transport, protocol = await datagram.create_endpoint(
+            Raising, ("127.0.0.1", 0), redirect_metadata=False
+        )
+        await protocol.next("made")
+        app = udp()
+        for data in (b"bad", b"good"):
+            app.sendto(data, transport.get_extra_info("sockname"))
+            assert (await protocol.next("message")).data == data
+        assert [type(each["exception"]) for each in problems] == [ZeroDivisionError]
+        transport.close()
+        await protocol.next("lost")
+        with pytest.raises(RuntimeError, match="closing"):
+            transport.sendto(b"x", UNUSED)
+
+    run(body())
+
+
+def test_create_endpoint_says_what_is_wrong_and_leaves_nothing_open(run: Runner, udp: Udp) -> None:
+    class Broken(MessageProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            raise ZeroDivisionError
+
+    async def body() -> None:
+        sock = udp()
+        with pytest.raises(ValueError, match="give local_addr, remote_addr or sock"):
+            await datagram.create_endpoint(Collector)
+        with pytest.raises(ValueError, match="not both"):
+            await datagram.create_endpoint(Collector, ("127.0.0.1", 0), sock=sock)
+        with socket.socket() as stream, pytest.raises(ValueError, match="datagram socket, not"):
+            await datagram.create_endpoint(Collector, sock=stream)
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            await datagram.create_endpoint(Collector, address_of(sock), redirect_metadata=False)
+        assert caught.value.errno in (errno.EADDRINUSE, getattr(errno, "WSAEADDRINUSE", None))
+        with pytest.raises(ProtocolOptionError):
+            await datagram.create_endpoint(Collector, ("127.0.0.1", 0))
+        with pytest.raises(ZeroDivisionError):
+            await datagram.create_endpoint(Broken, ("127.0.0.1", 0), redirect_metadata=False)
+
+    run(body())
+    gc.collect()  # an unclosed socket would be a warning, which is an error
+
+
+def test_a_forgotten_endpoint_is_closed_and_warned_of() -> None:
+    run = Runner(asyncio.SelectorEventLoop)
+
+    async def body() -> None:
+        await datagram.create_endpoint(MessageProtocol, ("127.0.0.1", 0), redirect_metadata=False)
+
+    def forget() -> None:
+        run(body())
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="unclosed transport <MessageTransport open"):
+        forget()
