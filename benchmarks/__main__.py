@@ -10,7 +10,7 @@ from pathlib import Path
 from . import instructions, report
 from .rows import Row, Settings, Unavailable
 
-TOPICS = ("binding", "threads", "asynchronous", "engine", "imports", "memory")
+TOPICS = ("binding", "threads", "asynchronous", "engine", "imports", "memory", "relay")
 
 
 def rows_of(topic: str) -> list[Row]:
