@@ -41,7 +41,6 @@ def wrong_calls(sock: socket.socket, redirect: wfpioctl.Redirect) -> None:
     """Each of these is refused: an ignore that is not needed is an error of its own."""
     wfpioctl.query_redirect_records("3")  # type: ignore[arg-type]
     wfpioctl.query_redirect_records(sock=sock)  # type: ignore[call-arg]
-    wfpioctl.query_redirect_records_into(sock, b"constant")  # type: ignore[arg-type]
     wfpioctl.set_redirect_records(sock, "records")  # type: ignore[arg-type]
     redirect.records = b""  # type: ignore[misc]
 
@@ -58,7 +57,7 @@ if __name__ == "__main__":
     with simulator.Scripted(records=b"records", context=b"context"), socket.socket() as sock:
         queries(sock)
         outbound(sock, sock)
-        connections_redirect = wfpioctl.read_redirect(sock)
-        assert connections_redirect is not None
-        assert isinstance(wfpioctl.socket_factory(connections_redirect), Callable)
+        redirect = wfpioctl.read_redirect(sock)
+        assert redirect is not None
+        assert callable(wfpioctl.socket_factory(redirect))
     simulated()

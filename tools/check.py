@@ -76,7 +76,7 @@ def install_tools() -> None:
 
 
 def run(
-    *command: str | Path, cwd: Path = ROOT, quiet: bool = False, **variables: str
+    *command: str | Path, cwd: Path = ROOT, quiet: bool = False, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a program, one of the tools first of all; raise Failed with its output if it fails."""
     line = shlex.join(map(str, command))
@@ -91,7 +91,7 @@ def run(
     done = subprocess.run(
         [program, *map(str, command[1:])],
         cwd=cwd,
-        env=os.environ | {"PATH": path} | variables,
+        env=os.environ | {"PATH": path} | (env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -135,9 +135,9 @@ def build_variables() -> dict[str, str]:
     }
 
 
-def build_wheel(tree: Path, to: Path, **variables: str) -> Path:
+def build_wheel(tree: Path, to: Path, env: dict[str, str]) -> Path:
     """Build the wheel with the pinned tools, not with whatever is newest today."""
-    run("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", to, tree, **variables)
+    run("python", "-m", "build", "--no-isolation", "--wheel", "--outdir", to, tree, env=env)
     [wheel] = to.glob("*.whl")
     return wheel
 
@@ -146,7 +146,7 @@ def build_wheel(tree: Path, to: Path, **variables: str) -> Path:
 def built_package() -> Iterator[dict[str, str]]:
     """Build the package of this checkout; yields the variables with which Python imports it."""
     with scratch() as folder:
-        wheel = build_wheel(copy_tree(folder / "tree"), folder / "wheel", **build_variables())
+        wheel = build_wheel(copy_tree(folder / "tree"), folder / "wheel", build_variables())
         site = folder / "site"
         install = ("python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps")
         run(*install, "--target", site, wheel, quiet=True)
@@ -174,26 +174,27 @@ def lint() -> None:
 def types() -> None:
     with built_package() as package:
         run("mypy", "wfpioctl")
-        run("mypy", *versioned("check.py"), *versioned("typing_api.py"), **package)
+        run("mypy", "tools/check.py", "tests/typing_api.py", env=package)
         run("basedpyright", "--project", ROOT)
         with scratch() as elsewhere:  # where no source tree is in the way of the built package
-            run("python", "-m", "mypy.stubtest", "wfpioctl._wfpioctl", cwd=elsewhere, **package)
+            run("python", "-m", "mypy.stubtest", "wfpioctl._wfpioctl", cwd=elsewhere, env=package)
             verify = ("--verifytypes", "wfpioctl", "--ignoreexternal")
-            run("basedpyright", *verify, cwd=elsewhere, **package)
+            run("basedpyright", *verify, cwd=elsewhere, env=package)
             for test in versioned("typing_api.py"):  # what it asserts of types must also run
-                run("python", "-W", "error", test, cwd=elsewhere, **package)
+                run("python", "-W", "error", test, cwd=elsewhere, env=package)
 
 
 def package() -> None:
     run("validate-pyproject", ROOT / "pyproject.toml")
     variables = build_variables()
-    run("check-manifest", "--no-build-isolation", **variables)
+    run("check-manifest", "--no-build-isolation", env=variables)
     with scratch() as folder:
         sdist = reproducible(folder, "sdist", copy_tree, variables)
         sources = unpack(sdist, folder / "unpacked")
 
         def copy_sources(to: Path) -> Path:
-            return Path(shutil.copytree(sources, to))
+            shutil.copytree(sources, to)
+            return to
 
         wheel = reproducible(folder, "wheel", copy_sources, variables)
         run("twine", "check", "--strict", sdist, wheel)
@@ -201,8 +202,11 @@ def package() -> None:
             run("abi3audit", "--strict", wheel)
         if sys.platform == "linux":
             wheel = manylinux_wheel(sources, folder / "manylinux", variables)
-        for python in pythons():
-            try_wheel(wheel, python, folder / f"venv-{python.parent.parent.name}-{python.name}")
+        for number, (version, python) in enumerate(pythons().items()):
+            if "-abi3-" in wheel.name and "free-threading" in version:
+                continue  # it has a wheel of its own
+            try_wheel(wheel, python, folder / f"venv-{number}")
+            print(f"  works in Python {version.removeprefix('Python ')}")
         dist = ROOT / "dist"
         dist.mkdir(exist_ok=True)
         for result in sdist, wheel:
@@ -213,12 +217,12 @@ def reproducible(
     folder: Path, kind: str, copy: Callable[[Path], Path], variables: dict[str, str]
 ) -> Path:
     """Build twice, in folders of different names; the results must not differ in a byte."""
-    results = []
+    results: list[Path] = []
     for place in "one", "another":
         tree = copy(folder / f"{place}-{kind}")
         to = folder / f"{place}-{kind}-built"
         build = ("python", "-m", "build", "--no-isolation", f"--{kind}", "--outdir", to)
-        run(*build, tree, **variables)
+        run(*build, tree, env=variables)
         results += to.iterdir()
     digests = {hashlib.sha256(result.read_bytes()).hexdigest() for result in results}
     print(f"  {results[0].name}: sha256 {' and '.join(digests)}")
@@ -238,8 +242,8 @@ def manylinux_wheel(sources: Path, folder: Path, variables: dict[str, str]) -> P
     """Build for an old glibc with zig's compiler, and let auditwheel say what it depends on."""
     machine = platform.machine()
     compiler = f"python -m ziglang cc -target {machine}-linux-gnu.{GLIBC}"
-    wheel = build_wheel(sources, folder / "plain", CC=compiler, LDSHARED=f"{compiler} -shared",
-                        **variables)  # fmt: skip
+    zig = {"CC": compiler, "LDSHARED": f"{compiler} -shared"}
+    wheel = build_wheel(sources, folder / "plain", zig | variables)
     tag = f"manylinux_{GLIBC.replace('.', '_')}_{machine}"
     run("auditwheel", "repair", "--plat", tag, "--wheel-dir", folder / "repaired", wheel)
     [repaired] = (folder / "repaired").iterdir()
@@ -248,41 +252,39 @@ def manylinux_wheel(sources: Path, folder: Path, variables: dict[str, str]) -> P
     return repaired
 
 
-def pythons() -> list[Path]:
-    """This machine's interpreters that the wheel is for."""
-    found = {Path(sys.executable).resolve()}
-    for version in PYTHON_VERSIONS:
-        if program := shutil.which(f"python{version}"):
-            found.add(Path(program).resolve())
-    found |= {each.resolve() for each in Path.home().glob(".pyenv/versions/3.1[1-9]*/bin/python")}
-    return sorted(found)
+def pythons() -> dict[str, Path]:
+    """This machine's interpreters that the wheel is for, by what they say of their version."""
+    found = [Path(sys.executable)]
+    found += [Path(path) for name in PYTHON_VERSIONS if (path := shutil.which(f"python{name}"))]
+    found += Path.home().glob(".pyenv/versions/3.1[1-9]*/bin/python")
+    versions: dict[str, Path] = {}
+    for python in found:
+        done = subprocess.run([python, "-VV"], check=False, capture_output=True, text=True)
+        if done.returncode == 0:  # a version manager's stand-in fails for what it does not have
+            versions.setdefault(done.stdout.strip(), python)
+    return versions
 
 
 def try_wheel(wheel: Path, python: Path, folder: Path) -> None:
     """Install the wheel and nothing else; import it with warnings as errors, and use it."""
-    version = subprocess.run([python, "-VV"], check=True, capture_output=True, text=True).stdout
-    if wheel.name.split("-")[3] == "abi3" and "free-threading" in version:
-        return
-    print(f"  {version.strip()}")
     run(python, "-m", "venv", folder, quiet=True)
     own = folder / BIN / "python"
     pip = (own, "-m", "pip", "--disable-pip-version-check", "install", "--no-index", "--no-deps")
     run(*pip, "--quiet", wheel, quiet=True)
-    outside = wheel.parent
-    run(own, "-W", "error", "-c", "import wfpioctl, wfpioctl.simulator", cwd=outside, quiet=True)
-    run(own, "-W", "error", "-m", "wfpioctl", "--version", cwd=outside, quiet=True)
-    run(own, "-W", "error", "-m", "wfpioctl", "demo", cwd=outside, quiet=True)
+    package = ("-m", "wfpioctl")
+    for arguments in ("-c", "import wfpioctl"), (*package, "--version"), (*package, "demo"):
+        run(own, "-W", "error", *arguments, cwd=folder, quiet=True)
 
 
 def docs() -> None:
     with built_package() as package:
-        build = ("python", "-W", "error::SyntaxWarning", "-m", "sphinx", "--fail-on-warning",
-                 "--keep-going", "--fresh-env", "--nitpicky", "--quiet")  # fmt: skip
+        # Not "python -m sphinx", which would import the source tree instead of the built package.
+        build = ("sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "--quiet")
         output = ROOT / "docs" / "_build"
-        run(*build, "-b", "html", "docs", output / "html", **package)
-        done = run(*build[:-1], "-b", "doctest", "docs", output / "doctest", **package)
-        counts = [line.strip() for line in done.stdout.splitlines() if " test" in line]
-        print("  " + "; ".join(line for line in counts if line[:1].isdigit()))
+        run(*build, "--nitpicky", "-b", "html", "docs", output / "html", env=package)
+        done = run(*build[:-1], "-b", "doctest", "docs", output / "doctest", env=package)
+        summary = done.stdout.partition("Doctest summary")[2].splitlines()
+        print("  examples:", ", ".join(line.strip() for line in summary[2:4]))
 
 
 def workflows() -> None:

@@ -1,8 +1,10 @@
-/* The driver side of tests/test_kernel_redirected.py, as an eBPF program for Windows: TCP connects to
-   any IPv4 address at port 18080 go to 127.0.0.1 port 15001.  The context is the original address.
+/* The driver side of tests/test_kernel_redirected.py, as an eBPF program for Windows: TCP connects
+   to any IPv4 address at port 18080 go to 127.0.0.1 port 15001.  The context is the original
+   address.
 
    Redirected again by nobody: a connection whose socket carries this driver's records does not get
-   here, since the eBPF extension looks at the redirect state first (W50, W51).  Never run so far. */
+   here, since the eBPF extension looks at the redirect state first (W50, W51).  Never run so far.
+ */
 #include "bpf_helpers.h"
 #include "ebpf_nethooks.h"
 
