@@ -17,8 +17,8 @@ try:
         set_redirect_records,
         transfer_redirect_records,
     )
-except ModuleNotFoundError as error:
-    if error.name != "wfpioctl._wfpioctl":
+except ModuleNotFoundError as _error:
+    if _error.name != "wfpioctl._wfpioctl":
         raise
     raise ImportError(
         f"wfpioctl in {__path__[0]!r} has no built extension: this is a source tree.  Build it with"

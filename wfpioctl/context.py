@@ -2,7 +2,7 @@
 
 The context is the driver's own (W57): usually the original destination, in a layout that only
 the driver and its proxy know.  A `Layout` describes one as a list of fields, in the order in which
-they lie in memory; its decoder and its encoder are read off that list.
+they lie in memory; its decoder and its encoder are read off that list::
 
     ACME = Layout(
         "acme",

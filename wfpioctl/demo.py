@@ -7,6 +7,7 @@ The drivers and the kernel are the simulated engine's.
 import argparse
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import socket
@@ -35,12 +36,12 @@ class Origin(socketserver.ThreadingTCPServer):
     request_queue_size = 512
 
     def __init__(self) -> None:
-        self.body = os.urandom(BODY_SIZE)
+        self.body: bytes = os.urandom(BODY_SIZE)
         super().__init__(("127.0.0.1", 0), OriginHandler)
 
 
 class OriginHandler(socketserver.StreamRequestHandler):
-    server: Origin
+    server: Origin  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def handle(self) -> None:
         while self.rfile.readline().strip():
@@ -63,7 +64,7 @@ class Proxy(socketserver.ThreadingTCPServer):
 
 
 class ProxyHandler(socketserver.BaseRequestHandler):
-    server: Proxy
+    server: Proxy  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def handle(self) -> None:
         redirect = read_redirect(self.request)
@@ -236,14 +237,12 @@ def print_hops(hops: list[dict[str, Any]], most: int = 6) -> None:
 @contextlib.contextmanager
 def progress(total: int, wanted: bool) -> Iterator[Callable[[], None]]:
     """A progress bar where rich is installed and somebody looks; else nothing."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        wanted = False
-    if not wanted:
+    if not wanted or importlib.util.find_spec("rich") is None:
         yield lambda: None
         return
+    from rich.console import Console
+    from rich.progress import Progress
+
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("connections", total=total)
         yield lambda: bar.advance(task)

@@ -128,10 +128,10 @@ class Code:
     __slots__ = ("errno", "error", "meaning", "name", "text")
 
     def __init__(self, name: str, meaning: str, error: type[RedirectError] = RedirectError) -> None:
-        self.name = name
-        self.meaning = meaning
-        self.error = error
-        self.text = f"{meaning} ({name})" if name else meaning
+        self.name: str = name
+        self.meaning: str = meaning
+        self.error: type[RedirectError] = error
+        self.text: str = f"{meaning} ({name})" if name else meaning
         is_winsock = name.startswith("WSAE")
         self.errno: int = getattr(errno, name.removeprefix("WSA")) if is_winsock else errno.EINVAL
 

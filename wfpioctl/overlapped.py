@@ -1,4 +1,4 @@
-"""The IOCTLs in their overlapped form: start one, do something else, take the result.
+"""The IOCTLs in their overlapped form: start one, do something else, take the result::
 
     with overlapped.query_redirect_records(accepted) as operation:
         ...

@@ -115,6 +115,8 @@ class _Pipe:
         "_buffer", "_exchange", "_loop", "_pending", "_source", "_source_side", "_target",
         "_target_side", "ended", "moved",
     )  # fmt: skip
+    _source_side: Side
+    _target_side: Side
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class _Connection:
         self.since = time.monotonic()
         self.destination: Address | None = None
         self.exchange: Exchange | None = None
-        self.moved = (0, 0)  # bytes, at the last sweep
+        self.moved: tuple[int, int] = (0, 0)  # bytes, at the last sweep
         self.still = 0  # sweeps since a byte moved
 
 
