@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, assert_type
 
 import wfpioctl
-from wfpioctl import simulator
+from wfpioctl import context, datagram, overlapped, simulator
 
 
 def queries(sock: socket.socket) -> None:
@@ -28,6 +28,27 @@ def connections(redirect: wfpioctl.Redirect) -> None:
     assert_type(wfpioctl.socket_factory(redirect), Callable[[Any], socket.socket])
     assert_type(wfpioctl.create_connection(redirect, ("192.0.2.1", 443), 5.0), socket.socket)
     assert_type(wfpioctl.create_connection(redirect, timeout=None), socket.socket)
+
+
+def contexts(sock: socket.socket, blob: bytes) -> None:
+    layout = context.Layout("acme", [context.sockaddr("destination")])
+    assert_type(context.decode(blob, layout), context.OriginalDestination)
+    assert_type(context.original_destination(sock), context.OriginalDestination | None)
+    assert_type(context.encode(context.decode(blob, "wfpsampler"), layout), bytes)
+
+
+def datagrams(sock: socket.socket) -> None:
+    received = datagram.recvmsg(sock, 65535)
+    assert_type(received, datagram.Datagram)
+    assert_type(received.records, bytes | None)
+    assert_type(datagram.sendmsg(sock, received.data, ("192.0.2.1", 53), records=b"records"), int)
+
+
+def operations(sock: socket.socket) -> None:
+    with overlapped.query_redirect_records(sock) as operation:
+        assert_type(operation, overlapped.Operation[bytes])
+        assert_type(operation.result(timeout=1.0), bytes)
+    assert_type(overlapped.set_redirect_records(sock, b"records").result(), None)
 
 
 def errors(error: wfpioctl.RedirectError) -> None:
@@ -57,6 +78,7 @@ if __name__ == "__main__":
     with simulator.Scripted(records=b"records", context=b"context"), socket.socket() as sock:
         queries(sock)
         outbound(sock, sock)
+        operations(sock)
         redirect = wfpioctl.read_redirect(sock)
         assert redirect is not None
         assert callable(wfpioctl.socket_factory(redirect))

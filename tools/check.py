@@ -79,11 +79,10 @@ def run(
     *command: str | Path, cwd: Path = ROOT, quiet: bool = False, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a program, one of the tools first of all; raise Failed with its output if it fails."""
-    line = shlex.join(map(str, command))
+    parts = [str(part).replace(f"{ROOT}{os.sep}", "") for part in command]
+    line = shlex.join(parts[:9]) + (f" (and {len(parts) - 9} more)" if len(parts) > 9 else "")
     if not quiet:
-        files = [str(part).replace(f"{ROOT}{os.sep}", "") for part in command]
-        more = [f"(and {len(files) - 8} more)"] if len(files) > 9 else []
-        print("  $", *files[: 8 if more else 9], *more, flush=True)
+        print(f"  $ {line}", flush=True)
     path = f"{programs()}{os.pathsep}{os.environ['PATH']}"
     program = shutil.which(str(command[0]), path=path)
     if program is None:
