@@ -226,15 +226,20 @@ bool operation_start(Operation *operation) {
     return is_over(operation);
 }
 
-bool operation_poll(Operation *operation) {
+/* Look whether the provider is done with it; lock held. */
+static void look(Operation *operation) {
     Reply reply;
+    if (!is_over(operation) && !operation->routine_runs && get_reply(operation, &reply)) {
+        advance_pending(operation, &reply);
+    }
+}
+
+bool operation_poll(Operation *operation) {
     if (is_over(operation) && !operation->routine_runs) {
         return true;
     }
     mutex_lock(&operation->lock); /* a routine that is about to return holds it */
-    if (!is_over(operation) && !operation->routine_runs && get_reply(operation, &reply)) {
-        advance_pending(operation, &reply);
-    }
+    look(operation);
     mutex_unlock(&operation->lock);
     return is_over(operation);
 }
@@ -255,6 +260,7 @@ DWORD operation_cancel(Operation *operation) {
         !operation->provider->cancel(operation->socket, &operation->overlapped)) {
         error = (DWORD)operation->provider->last_error();
     }
+    look(operation);
     mutex_unlock(&operation->lock);
     return error == ERROR_NOT_FOUND ? 0 : error;
 }
