@@ -234,14 +234,19 @@ def test_state_never_passes_to_a_new_socket_with_the_same_number(redirected: Red
         assert _wfpioctl.engine_records_of(handle) == b""
 
 
-def from_source(source: tuple[str, int], destination: tuple[str, int]) -> socket.socket:
-    """Connect from a port that an aborted connection has just left."""
+def from_source(
+    source: tuple[str, int], destination: tuple[str, int], unseen: bool = False
+) -> socket.socket:
+    """Connect from a port that an aborted connection has just left, unseen by the engine or not."""
     sock = socket.socket()
     try:
         sock.settimeout(TIMEOUT)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(source)
-        sock.connect(destination)
+        if unseen:
+            super(socket.socket, sock).connect(destination)
+        else:
+            sock.connect(destination)
     except BaseException:
         sock.close()
         raise
@@ -274,6 +279,21 @@ def test_redirect_never_passes_to_a_later_connection_between_the_same_ends(
     assert (redirect.context if redirect else None) == (
         b"new" if next_one == "redirected" else None
     )
+
+
+def test_redirect_that_was_asked_about_never_passes_to_a_connection_that_the_engine_did_not_see(
+    engine: Engine, listener: socket.socket
+) -> None:
+    proxy = address_of(listener)
+    engine.add_driver("A", proxy=proxy, match=ORIGINAL)
+    app = socket.create_connection(ORIGINAL, TIMEOUT)
+    source = app.getsockname()
+    with accept(listener) as accepted:
+        assert wfpioctl.read_redirect(accepted) is not None
+        reset(app)
+    with from_source(source, proxy, unseen=True), accept(listener) as accepted:
+        assert accepted.getpeername() == source
+        assert wfpioctl.read_redirect(accepted) is None
 
 
 def test_finished_flows_give_their_memory_back(engine: Engine, listener: socket.socket) -> None:

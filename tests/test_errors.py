@@ -242,8 +242,8 @@ class TestSockets:
     ) -> None:
         """Systems disagree whether it still has a peer; either way there is a clean answer."""
         reset(redirected.app)
-        with pytest.raises(ConnectionError):
-            redirected.accepted.recv(1)
+        with contextlib.suppress(ConnectionError):  # not under Wine, which closes it gracefully
+            assert redirected.accepted.recv(1) == b""
         with contextlib.suppress(wfpioctl.NotConnectedError, wfpioctl.InvalidArgumentError):
             function(redirected.accepted)
 
