@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reset a connection on which nothing moves (default: 300)")  # fmt: skip
     add("--drain-timeout", type=_seconds, default=30.0, metavar="SECONDS",
         help="after Ctrl-C, wait so long for connections to end (default: 30)")  # fmt: skip
+    add("--uvloop", action="store_true", help="run on uvloop, which must be installed")
     add("--log", choices=("text", "json", "none"),
         help="a line for each connection, on stderr (default: text, or a live table on a"
         " terminal where rich is installed)")  # fmt: skip
@@ -66,7 +67,16 @@ def run(options: argparse.Namespace) -> int:
     live = options.log is None and sys.stdout.isatty() and _can_draw()
     _configure_log(options.log or ("none" if live else "text"))
     _allow_descriptors(2 * options.max_connections + 100)
-    return asyncio.run(_serve(options, live))
+    with asyncio.Runner(loop_factory=_uvloop() if options.uvloop else None) as runner:
+        return runner.run(_serve(options, live))
+
+
+def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ImportError:
+        sys.exit("wfpioctl relay: --uvloop needs uvloop, which is not installed")
+    return cast(Callable[[], asyncio.AbstractEventLoop], uvloop.new_event_loop)
 
 
 async def _serve(options: argparse.Namespace, live: bool) -> int:

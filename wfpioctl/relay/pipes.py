@@ -39,11 +39,10 @@ class Exchange:
     two events.
     """
 
-    __slots__ = ("_error", "_loop", "_over", "_pipes", "_sockets")
+    __slots__ = ("_error", "_loop", "_over", "_pipes")
 
     def __init__(self, client: socket.socket, upstream: socket.socket, buffer: memoryview) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sockets = client, upstream
         self._pipes = (
             _Pipe(self, ("client", client), ("upstream", upstream), buffer),
             _Pipe(self, ("upstream", upstream), ("client", client), buffer),
@@ -74,9 +73,8 @@ class Exchange:
         try:
             await self._over
         finally:
-            for sock in self._sockets:
-                self._loop.remove_reader(sock)
-                self._loop.remove_writer(sock)
+            for pipe in self._pipes:
+                pipe.stop()
 
     async def _run_awaiting(self) -> None:
         tasks = [self._loop.create_task(pipe.run(self._loop)) for pipe in self._pipes]
@@ -112,8 +110,8 @@ class _Pipe:
     """One direction: everything that ``source`` sends goes to ``target``, and then its end."""
 
     __slots__ = (
-        "_buffer", "_exchange", "_loop", "_pending", "_source", "_source_side", "_target",
-        "_target_side", "ended", "moved",
+        "_buffer", "_exchange", "_loop", "_pending", "_source", "_source_fd", "_source_side",
+        "_target", "_target_fd", "_target_side", "ended", "moved",
     )  # fmt: skip
     _source_side: Side
     _target_side: Side
@@ -137,7 +135,14 @@ class _Pipe:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        loop.add_reader(self._source, self._readable)
+        self._source_fd = self._source.fileno()  # the loop is several times slower with objects
+        self._target_fd = self._target.fileno()
+        loop.add_reader(self._source_fd, self._readable)
+
+    def stop(self) -> None:
+        if not self.ended:
+            self._loop.remove_reader(self._source_fd)
+            self._loop.remove_writer(self._target_fd)
 
     def _readable(self) -> None:
         try:
@@ -148,7 +153,7 @@ class _Pipe:
             self._exchange.fail(self._source_side, error)
             return
         if size == 0:
-            self._loop.remove_reader(self._source)
+            self._loop.remove_reader(self._source_fd)
             self._pass_end_on()
             return
         try:
@@ -156,14 +161,14 @@ class _Pipe:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            self._loop.remove_reader(self._source)
+            self._loop.remove_reader(self._source_fd)
             self._target_failed(error)
             return
         self.moved += sent
         if sent < size:
             self._pending = bytes(self._buffer[sent:size])
-            self._loop.remove_reader(self._source)
-            self._loop.add_writer(self._target, self._writable)
+            self._loop.remove_reader(self._source_fd)
+            self._loop.add_writer(self._target_fd, self._writable)
 
     def _writable(self) -> None:
         try:
@@ -171,14 +176,14 @@ class _Pipe:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._loop.remove_writer(self._target)
+            self._loop.remove_writer(self._target_fd)
             self._target_failed(error)
             return
         self.moved += sent
         self._pending = self._pending[sent:]
         if not self._pending:
-            self._loop.remove_writer(self._target)
-            self._loop.add_reader(self._source, self._readable)
+            self._loop.remove_writer(self._target_fd)
+            self._loop.add_reader(self._source_fd, self._readable)
 
     # ---- on the proactor ----
 

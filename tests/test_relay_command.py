@@ -1,0 +1,294 @@
+"""``python -m wfpioctl relay``, driven by real programs, stopped by real signals."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from relay_support import echo, serving
+from support import TIMEOUT, read_all
+
+BODY = bytes(range(256)) * 400
+
+linux_program = pytest.mark.linux_program
+
+
+def program(name: str) -> str:
+    """The program's path; without it the test is skipped."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"no {name} here")
+    return path
+
+
+def http(sock: socket.socket) -> None:
+    """An HTTP/1.1 origin with keep-alive and one body."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+    with sock.makefile("rb") as lines:
+        while lines.readline():
+            while lines.readline().strip():
+                pass
+            sock.sendall(head + BODY)
+
+
+class Command:
+    """The relay as a process of its own; ``log`` grows as it speaks."""
+
+    def __init__(self, *options: str, cwd: Path | None = None) -> None:
+        self.log: list[str] = []
+        self._listening = threading.Event()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "wfpioctl", "relay", "--listen", "127.0.0.1:0", *options],
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=cwd,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self._listening.wait(TIMEOUT), self.log
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                self.log.append(line)
+                if match := re.search(r"listening on ([0-9.]+):(\d+)", line):
+                    self.address = match[1], int(match[2])
+                    self._listening.set()
+
+    def stop(self) -> int:
+        """Interrupt it; returns its exit code when it has said everything."""
+        self.interrupt()
+        code = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        return code
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def ask(self, data: bytes) -> bytes:
+        with socket.create_connection(self.address, TIMEOUT) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            return read_all(sock)
+
+
+@contextlib.contextmanager
+def command(*options: str, cwd: Path | None = None) -> Iterator[Command]:
+    relay = Command(*options, cwd=cwd)
+    try:
+        yield relay
+    finally:
+        if relay.process.poll() is None:
+            relay.process.kill()
+            relay.process.wait()
+        relay._reader.join(TIMEOUT)
+
+
+def text(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"
+
+
+@linux_program
+def test_curl_is_the_redirected_app() -> None:
+    curl = program("curl")
+    with serving(http) as origin, command("--simulate", text(origin)) as relay:
+        url = f"http://{text(relay.address)}/"
+        done = subprocess.run(
+            [curl, "--silent", "--fail", url, url], capture_output=True, timeout=TIMEOUT, check=True
+        )
+        assert done.stdout == BODY * 2
+        assert relay.stop() == 0
+    assert "outcome=finished client=127.0.0.1:" in "".join(relay.log)
+    assert f"destination={text(origin)}" in "".join(relay.log)
+    assert "stopped: 1 accepted, 1 finished, 0 failed, 0 refused" in relay.log[-1]
+
+
+@linux_program
+@pytest.mark.parametrize(
+    "headers", [[], ["-H", "Connection: close"]], ids=["keep-alive", "new-connection-each"]
+)
+def test_wrk_meets_no_error(headers: list[str]) -> None:
+    wrk = program("wrk")
+
+    def once_or_more(sock: socket.socket) -> None:
+        if not headers:
+            http(sock)
+            return
+        with sock.makefile("rb") as lines:
+            while lines.readline().strip():
+                pass
+        sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+
+    with serving(once_or_more) as origin, command("--simulate", text(origin)) as relay:
+        done = subprocess.run(
+            [wrk, "-t1", "-c16", "-d1", *headers, f"http://{text(relay.address)}/"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=True,
+        )
+        requests = re.search(r"(\d+) requests in", done.stdout)
+        assert requests is not None
+        assert int(requests[1]) > 16
+        assert "Non-2xx" not in done.stdout
+        assert "Socket errors" not in done.stdout
+        relay.stop()
+
+
+def test_without_simulate_or_driver_nothing_passes() -> None:
+    with command() as relay:
+        with contextlib.suppress(ConnectionError):
+            assert relay.ask(b"x") == b""
+        if sys.platform != "win32":
+            assert relay.stop() == 0
+            assert "outcome=refused" in "".join(relay.log)
+
+
+def test_to_and_direct_and_json() -> None:
+    options = "--direct", "--log", "json", "--to"
+    with serving(echo) as origin, command(*options, text(origin)) as relay:
+        assert relay.ask(b"hello") == b"hello"
+        if sys.platform == "win32":
+            return
+        relay.stop()
+    lines = [json.loads(line) for line in relay.log]
+    [ended] = [line for line in lines if "outcome" in line]
+    assert ended["outcome"] == "finished"
+    assert ended["destination"] == text(origin)
+    assert (ended["up"], ended["down"]) == (5, 5)
+
+
+@linux_program
+def test_a_policy_of_the_current_folder(tmp_path: Path) -> None:
+    with serving(echo) as origin:
+        (tmp_path / "house_rules.py").write_text(
+            "from wfpioctl.relay import Decision\n"
+            "def block(flow): return Decision.BLOCK\n"
+            f"def rewrite(flow): return {origin!r}\n"
+        )
+        where = "--simulate", "127.0.0.1:9", "--policy"
+        with command(*where, "house_rules:rewrite", cwd=tmp_path) as relay:
+            assert relay.ask(b"hello") == b"hello"
+            assert relay.stop() == 0
+        with command(*where, "house_rules:block", cwd=tmp_path) as relay:
+            with contextlib.suppress(ConnectionError):
+                assert relay.ask(b"hello") == b""
+            assert relay.stop() == 0
+        assert "outcome=refused" in "".join(relay.log)
+        assert "reason=blocked" in "".join(relay.log)
+
+
+@linux_program
+def test_interrupted_once_it_drains_twice_it_stops() -> None:
+    with (
+        serving(echo) as origin,
+        command("--simulate", text(origin)) as relay,
+        socket.create_connection(relay.address, TIMEOUT) as sock,
+    ):
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+        relay.interrupt()
+        while not any("draining 1 connections" in line for line in relay.log):
+            assert relay.process.poll() is None
+        sock.sendall(b"y")
+        assert sock.recv(1) == b"y"
+        assert relay.stop() == 1
+        with pytest.raises(ConnectionError):
+            read_all(sock)
+
+
+@linux_program
+def test_the_drain_is_bounded() -> None:
+    with (
+        serving(echo) as origin,
+        command("--drain-timeout", "0.1", "--simulate", text(origin)) as relay,
+        socket.create_connection(relay.address, TIMEOUT) as sock,
+    ):
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+        assert relay.stop() == 1
+
+
+@linux_program
+def test_a_live_table_on_a_terminal() -> None:
+    pytest.importorskip("rich")
+    import pty
+
+    ours, theirs = pty.openpty()
+    with serving(echo) as origin, subprocess.Popen(
+        [sys.executable, "-m", "wfpioctl", "relay", "--listen", "127.0.0.1:0",
+         "--simulate", text(origin)],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"},
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        screen = ""
+        while not (match := re.search(r"relay on 127.0.0.1:(\d+)", screen)):
+            screen += os.read(ours, 1 << 16).decode()
+        with socket.create_connection(("127.0.0.1", int(match[1])), TIMEOUT) as sock:
+            sock.sendall(b"x" * 54_321)
+            sock.shutdown(socket.SHUT_WR)
+            read_all(sock)
+        while not re.search(r"bytes down\s+\S+\s+54,321", screen):
+            screen += os.read(ours, 1 << 16).decode()
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the terminal's end
+            while os.read(ours, 1 << 16):
+                pass
+        assert process.wait(TIMEOUT) == 0
+    os.close(ours)
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wfpioctl", "relay", *options],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+
+
+def test_an_address_in_use_is_said_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("--listen", text(taken.getsockname()))
+    assert done.returncode == 1
+    assert "cannot listen on 127.0.0.1:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--listen", "nowhere"),
+        ("--listen", "127.0.0.1:99999"),
+        ("--layout", "unheard-of"),
+        ("--policy", "no_such_module:function"),
+        ("--policy", "json:no_such_function"),
+        ("--policy", "json"),
+        ("--policy", "json:__name__"),
+        ("--max-connections", "0"),
+        ("--idle-timeout", "-1"),
+        ("--connect-timeout", "soon"),
+    ],
+    ids="=".join,
+)
+def test_wrong_usage_is_exit_code_2(options: tuple[str, str]) -> None:
+    done = run(*options)
+    assert done.returncode == 2
+    assert options[0] in done.stderr
+    assert "Traceback" not in done.stderr
