@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+import pytest
 from support import ORIGINAL, TIMEOUT, address_of, listen, running
 
 from wfpioctl import context
@@ -16,6 +18,9 @@ from wfpioctl.relay import Counters, Relay
 from wfpioctl.simulator import Driver, Engine
 
 T = TypeVar("T")
+
+BODY = bytes(range(256)) * 400
+"""What http() serves."""
 
 
 class AwaitingLoop(asyncio.SelectorEventLoop):
@@ -153,3 +158,21 @@ def serving(serve: Callable[[socket.socket], object]) -> Iterator[tuple[str, int
 def echo(sock: socket.socket) -> None:
     while data := sock.recv(1 << 16):
         sock.sendall(data)
+
+
+def http(sock: socket.socket) -> None:
+    """An HTTP/1.1 origin with keep-alive and one body."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+    with sock.makefile("rb") as lines:
+        while lines.readline():
+            while lines.readline().strip():
+                pass
+            sock.sendall(head + BODY)
+
+
+def program(name: str) -> str:
+    """The program's path; without it the test is skipped."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"no {name} here")
+    return path

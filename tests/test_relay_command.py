@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,30 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from relay_support import echo, serving
+from relay_support import BODY, echo, http, program, serving
 from support import TIMEOUT, read_all
 
-BODY = bytes(range(256)) * 400
-
 linux_program = pytest.mark.linux_program
-
-
-def program(name: str) -> str:
-    """The program's path; without it the test is skipped."""
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"no {name} here")
-    return path
-
-
-def http(sock: socket.socket) -> None:
-    """An HTTP/1.1 origin with keep-alive and one body."""
-    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
-    with sock.makefile("rb") as lines:
-        while lines.readline():
-            while lines.readline().strip():
-                pass
-            sock.sendall(head + BODY)
 
 
 class Command:
