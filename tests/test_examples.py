@@ -82,6 +82,7 @@ def coroutines(serve: Callable[[socket.socket], Any]) -> Iterator[Address]:
 @contextlib.contextmanager
 def servers(server: Any) -> Iterator[Address]:
     """Run an example that is a socketserver."""
+    server.daemon_threads = False  # closing it waits for them
     with server, running(lambda: server.serve_forever(0.01)):
         yield server.server_address
         server.shutdown()

@@ -6,9 +6,12 @@ pytest_plugins = "pytester"
 
 
 @pytest.fixture(autouse=True)
-def plain(pytester: pytest.Pytester) -> None:
-    """This suite's own configuration says nothing about the inner one."""
-    pytester.makeini("[pytest]\naddopts = --strict-markers -p no:cacheprovider")
+def alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other plugin, which would only take time."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeini(
+        "[pytest]\naddopts = --strict-markers -p no:cacheprovider -p wfpioctl.pytest_plugin"
+    )
 
 
 def test_an_engine_in_one_word(pytester: pytest.Pytester) -> None:
@@ -79,15 +82,26 @@ def test_misuse_is_said(pytester: pytest.Pytester, mark: str, argument: str, mes
     result.stdout.fnmatch_lines([f"*{message}*"])
 
 
-def test_the_marker_is_documented_and_nothing_else_is_loaded(pytester: pytest.Pytester) -> None:
+def test_the_marker_is_documented(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest("--markers")
     result.stdout.fnmatch_lines(["@pytest.mark.wfp_dialect(*names): *"])
+
+
+def test_pytest_finds_it_and_loads_nothing_more(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    pytester.makeini("[pytest]")
     pytester.makepyfile(
         """
         import sys
 
-        def test_lazy():
+        def test_lazy(request):
+            assert request.config.pluginmanager.has_plugin("wfpioctl")
             assert "wfpioctl.simulator" not in sys.modules
+
+        def test_proxy(wfp_engine):
+            pass
         """
     )
-    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    pytester.runpytest_subprocess().assert_outcomes(passed=2)
