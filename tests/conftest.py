@@ -25,7 +25,7 @@ def is_wine() -> bool:
 NEEDS = {
     "kernel": (WINDOWS and not is_wine(), "needs the kernel of a real Windows"),
     "winsock": (WINDOWS, "needs Winsock: Windows, or Wine (tools/wine.py)"),
-    "linux_program": (not WINDOWS, "needs a program that only Linux has"),
+    "linux_program": (not WINDOWS, "needs a program or a facility that only Linux has"),
 }
 
 

@@ -185,7 +185,7 @@ def test_socket_pairs_pass_untouched(engine: Engine, listener: socket.socket) ->
     assert engine.trace == []
 
 
-@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix sockets")
+@pytest.mark.linux_program
 def test_unix_connects_pass_untouched(proxied: Engine, tmp_path: Any, closing: Closing) -> None:
     listener = closing(socket.socket(socket.AF_UNIX))
     listener.bind(str(tmp_path / "s"))

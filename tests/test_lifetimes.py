@@ -86,7 +86,7 @@ def test_isolated_interpreters_come_and_go_a_thousand_times() -> None:
     assert "done" in run(LIVES.format(lives=500), timeout=1700)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.linux_program
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_fork_inherits_the_engine_and_disturbs_nobody() -> None:
     with listen() as listener, Engine() as engine:

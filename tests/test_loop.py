@@ -163,9 +163,8 @@ def test_W55_asyncio_proxy_that_forgets_set(
     assert len(hops(engine)) == (17 if asks else 61)
 
 
+@pytest.mark.linux_program
 def test_W55_limit_lies_under_that_of_open_files() -> None:
-    if sys.platform == "win32":
-        pytest.skip("Windows has no such limit")
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

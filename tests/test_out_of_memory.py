@@ -73,7 +73,10 @@ def has_testcapi() -> bool:
     return True
 
 
-pytestmark = pytest.mark.skipif(not has_testcapi(), reason="this Python has no _testcapi")
+pytestmark = [
+    pytest.mark.linux_program,
+    pytest.mark.skipif(not has_testcapi(), reason="this Python has no _testcapi"),
+]
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

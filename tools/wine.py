@@ -152,6 +152,7 @@ def prepare_python(version: str) -> Path:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             pip(
                 *("install", "--no-deps", "--only-binary=:all:", "--require-hashes"),
+                *("--platform", "win_amd64", "--python-version", version),
                 *("--target", site_packages, "--requirement", REQUIREMENTS),
             )
             with disposable(prefix) as own_prefix:  # so that no run has to compile the library
