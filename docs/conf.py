@@ -29,7 +29,7 @@ myst_heading_anchors = 3
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "undoc-members": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
@@ -109,10 +109,16 @@ def shorten(app: Sphinx, what: str, name: str, *args: Any) -> tuple[str | None, 
         return None
     if what == "exception" and name != "wfpioctl.RedirectError":
         return "", None
-    return re.sub(r"~(collections\.abc|wfpioctl)\.([a-z]\w*\.)*", "", signature), returns
+    return re.sub(r"~(collections|typing|wfpioctl)\.([a-z]\w*\.)*", "", signature), returns
+
+
+def skip_fields(app: Sphinx, what: str, name: str, thing: Any, *args: Any) -> bool | None:
+    """The fields of named tuples are told in the class's docstring."""
+    return True if str(thing.__doc__).startswith("Alias for field number") else None
 
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", list_tests)
     app.connect("autodoc-process-docstring", link_facts)
     app.connect("autodoc-process-signature", shorten)
+    app.connect("autodoc-skip-member", skip_fields)
