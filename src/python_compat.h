@@ -5,6 +5,11 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+/* The headers of 3.12 and later take None for immortal, which 3.11 does not: a wheel for 3.11 that
+   was built with them would give away references that it does not own. */
+#undef Py_RETURN_NONE
+#define Py_RETURN_NONE return Py_NewRef(Py_None)
+
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
