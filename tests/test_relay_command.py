@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from relay_support import BODY, echo, http, program, serving
-from support import TIMEOUT, read_all
+from support import TIMEOUT, read_all, running
 
 linux_program = pytest.mark.linux_program
 
@@ -271,3 +271,85 @@ def test_wrong_usage_is_exit_code_2(options: tuple[str, str]) -> None:
     assert done.returncode == 2
     assert options[0] in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_udp_on_the_same_address() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as origin,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as app,
+    ):
+        for sock in (origin, app):
+            sock.settimeout(TIMEOUT)
+            sock.bind(("127.0.0.1", 0))
+        with command("--udp", "--direct", "--to", text(origin.getsockname())) as relay:
+            app.sendto(b"question", relay.address)
+            data, sender = origin.recvfrom(100)
+            assert data == b"question"
+            origin.sendto(b"answer", sender)
+            assert app.recvfrom(100) == (b"answer", relay.address)
+            if sys.platform != "win32":
+                assert relay.stop() == 0
+                assert "up=8 down=6" in "".join(relay.log)
+
+
+@pytest.mark.linux_program
+@pytest.mark.slow
+def test_five_thousand_connections_in_one_process(capsys: pytest.CaptureFixture[str]) -> None:
+    import resource
+
+    count = 5000
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < 2 * count + 100:
+        pytest.skip(f"only {most} files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    def resident(relay: Command) -> int:
+        pages = Path(f"/proc/{relay.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    with echoing() as origin, command("--log", "json", "--simulate", text(origin)) as relay:
+        before = resident(relay)
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for number in range(count):  # from several addresses: each has 28,000 ports
+                source = f"127.0.0.{2 + number % 8}", 0
+                sock = socket.create_connection(relay.address, TIMEOUT, source_address=source)
+                clients.append(stack.enter_context(sock))
+            for number, sock in enumerate(clients):
+                sock.sendall(number.to_bytes(4, "big"))
+            for number, sock in enumerate(clients):
+                assert sock.recv(4) == number.to_bytes(4, "big")
+            each = (resident(relay) - before) / count
+        assert relay.stop() == 0
+    assert f"stopped: {count} accepted, {count} finished, 0 failed, 0 refused" in relay.log[-1]
+    with capsys.disabled():
+        print(f"\n{count} connections: {each:,.0f} bytes of memory for each")
+    assert each < 20_000
+
+
+@contextlib.contextmanager
+def echoing() -> Iterator[tuple[str, int]]:
+    """An origin for thousands of connections, in one thread."""
+    import asyncio
+
+    async def echo_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            while data := await reader.read(100):
+                writer.write(data)
+
+    async def main() -> None:
+        server = await asyncio.start_server(echo_back, "127.0.0.1", 0, backlog=4096)
+        async with server:
+            address.append(server.sockets[0].getsockname())
+            started.set()
+            await stop.wait()
+            while len(asyncio.all_tasks()) > 1:  # the connections' ends
+                await asyncio.sleep(0.01)
+
+    address: list[tuple[str, int]] = []
+    started, stop = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+    with contextlib.closing(loop), running(lambda: loop.run_until_complete(main())):
+        assert started.wait(TIMEOUT)
+        yield address[0]
+        loop.call_soon_threadsafe(stop.set)

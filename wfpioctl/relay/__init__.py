@@ -11,11 +11,14 @@ so that it never is an open proxy.
 """
 
 from .command import add_arguments, run
-from .counters import Counters, Ended
-from .service import Decision, Flow, IdleTimeoutError, Policy, Relay
+from .counters import Counters, Ended, IdleTimeoutError
+from .datagrams import DatagramRelay
+from .decide import Decision, Flow, Policy
+from .service import Relay
 
 __all__ = [
     "Counters",
+    "DatagramRelay",
     "Decision",
     "Ended",
     "Flow",

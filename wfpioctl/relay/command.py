@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import context
 from .counters import Counters, Ended, address_text
-from .service import Address, Policy, Relay
+from .datagrams import DatagramRelay
+from .decide import Address, Policy
+from .service import Relay
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go there, whatever the context says")  # fmt: skip
     add("--direct", action="store_true",
         help="also serve connections that were not redirected; they go to --to")  # fmt: skip
+    add("--udp", action="store_true", help="relay UDP on that address too")
     add("--policy", type=_policy, metavar="MODULE:FUNCTION",
         help="ask this function about each connection: permit, block or rewrite")  # fmt: skip
     add("--simulate", type=_address, metavar="HOST:PORT",
@@ -82,39 +85,54 @@ def _uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
 async def _serve(options: argparse.Namespace, live: bool) -> int:
     """Serve until the first signal, drain until the second; 0 if every connection ended."""
     stop = _Stop(asyncio.get_running_loop())
-    with _simulation(options.simulate) as simulate:
-        relay = Relay(
-            options.listen,
-            layout=options.layout,
-            to=options.to,
-            direct=options.direct,
-            policy=options.policy,
-            max_connections=options.max_connections,
-            connect_timeout=options.connect_timeout,
-            idle_timeout=options.idle_timeout,
-        )
+    rules = {
+        "layout": options.layout,
+        "to": options.to,
+        "direct": options.direct,
+        "policy": options.policy,
+        "idle_timeout": options.idle_timeout,
+    }
+    relay = Relay(
+        options.listen,
+        max_connections=options.max_connections,
+        connect_timeout=options.connect_timeout,
+        **rules,
+    )
+
+    def counters() -> Counters:
+        return relay.counters + datagrams.counters if datagrams else relay.counters
+
+    datagrams: DatagramRelay | None = None
+    async with contextlib.AsyncExitStack() as stack:
+        simulate = stack.enter_context(_simulation(options.simulate))
         try:
-            await relay.start()
+            await stack.enter_async_context(relay)
+            if options.udp:
+                datagrams = DatagramRelay(relay.address, max_flows=options.max_connections, **rules)
+                await stack.enter_async_context(datagrams)
         except OSError as error:
             where = address_text(options.listen)
             print(f"wfpioctl relay: cannot listen on {where}: {error}", file=sys.stderr)
             return 1
         simulate(relay.address)
         _log.info("listening on %s", address_text(relay.address))
-        table = asyncio.create_task(_draw(relay)) if live else None
+        if live:
+            stack.push_async_callback(_cancel, asyncio.create_task(_draw(relay.address, counters)))
         await stop.wait()
-        _log.info("draining %d connections", relay.counters.active)
+        _log.info("draining %d connections", counters().active)
         stop.callback = relay.abort
         drained = await relay.drain(options.drain_timeout)
-        if table is not None:
-            table.cancel()
-            await asyncio.wait([table])
-    total = relay.counters
+    total = counters()
     _log.info(
         "stopped: %d accepted, %d finished, %d failed, %d refused",
         total.accepted, total.finished, total.failed, total.refused.total(),
     )  # fmt: skip
     return 0 if drained and not stop.twice else 1
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 class _Stop:
@@ -244,16 +262,16 @@ def _can_draw() -> bool:
     return importlib.util.find_spec("rich") is not None
 
 
-async def _draw(relay: Relay) -> None:
+async def _draw(address: Address, counters: Callable[[], Counters]) -> None:
     """Keep a table of the counters on the terminal, until cancelled."""
     from rich.live import Live
 
-    before, then = relay.counters, time.monotonic()
-    with Live(_table(relay.address, before, before, 1.0), auto_refresh=False) as live:
+    before, then = counters(), time.monotonic()
+    with Live(_table(address, before, before, 1.0), auto_refresh=False) as live:
         while True:
             await asyncio.sleep(_REFRESH)
-            now, at = relay.counters, time.monotonic()
-            live.update(_table(relay.address, now, before, at - then), refresh=True)
+            now, at = counters(), time.monotonic()
+            live.update(_table(address, now, before, at - then), refresh=True)
             before, then = now, at
 
 

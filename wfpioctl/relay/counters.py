@@ -1,10 +1,17 @@
 """What a relay counts, and what it says of each connection that has ended."""
 
+import asyncio
+import logging
+import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from .pipes import Side
+from .decide import RefusedError
+from .pipes import Side, SideError
+
+_log = logging.getLogger("wfpioctl.relay")
 
 Outcome = Literal["finished", "failed", "refused"]
 
@@ -32,6 +39,14 @@ class Counters:
     bytes_up: int = 0
     bytes_down: int = 0
     errors: Counter[tuple[Side, str]] = field(default_factory=Counter)
+
+    def __add__(self, other: "Counters") -> "Counters":
+        names = [each.name for each in fields(Counters)]
+        return Counters(*(getattr(self, name) + getattr(other, name) for name in names))
+
+
+class IdleTimeoutError(TimeoutError):
+    """No byte has moved for longer than the relay allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +90,62 @@ class Ended:
         return " ".join(
             f"{name}={_quoted(value)}" for name, value in self.fields().items() if value != ""
         )
+
+
+class Books:
+    """A relay's counters, and its log of what has ended."""
+
+    def __init__(self) -> None:
+        self._total = Counters()
+
+    def counters(self, active: Sequence[tuple[int, int]]) -> Counters:
+        """The numbers at this moment; ``active`` is what each active connection has moved."""
+        total = self._total
+        return replace(
+            total,
+            active=len(active),
+            refused=Counter(total.refused),
+            bytes_up=total.bytes_up + sum(up for up, _ in active),
+            bytes_down=total.bytes_down + sum(down for _, down in active),
+            errors=Counter(total.errors),
+        )
+
+    def accepted(self) -> None:
+        self._total.accepted += 1
+
+    def ended(
+        self,
+        client: tuple[Any, ...],
+        destination: tuple[Any, ...] | None,
+        since: float,
+        moved: tuple[int, int],
+        error: BaseException | None,
+    ) -> None:
+        """Count and log an end; ``since`` is the time.monotonic() of its beginning."""
+        total = self._total
+        outcome: Outcome = "failed"
+        side: Side | None = None
+        reason = ""
+        if error is None:
+            outcome = "finished"
+            total.finished += 1
+        elif isinstance(error, RefusedError):
+            outcome, reason = "refused", str(error)
+            total.refused[error.reason] += 1
+        else:
+            if not isinstance(error, SideError):
+                if not isinstance(error, asyncio.CancelledError):
+                    _log.error("a fault of the relay", exc_info=error)
+                error = SideError("relay", error)
+            side, reason = error.side, str(error)
+            total.failed += 1
+            total.errors[side, type(error.error).__name__] += 1
+        up, down = moved
+        total.bytes_up += up
+        total.bytes_down += down
+        if _log.isEnabledFor(logging.INFO):
+            seconds = time.monotonic() - since
+            _log.info(Ended(outcome, client, destination, side, reason, up, down, seconds))
 
 
 def address_text(address: tuple[Any, ...]) -> str:

@@ -9,9 +9,8 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any
 
-Address = tuple[Any, ...]
+from .decide import Address
 
 _log = logging.getLogger("wfpioctl.relay")
 
@@ -66,13 +65,6 @@ class Listener:
             await asyncio.wait([self._task])
         self._sock.close()
 
-    def is_reached_by(self, destination: Address) -> bool:
-        """Whether a connection to ``destination`` would come to this listener."""
-        if destination[1] != self.address[1]:
-            return False
-        host, own = _ip(destination[0]), _ip(self.address[0])
-        return host == own or host.is_unspecified or (own.is_unspecified and _is_local(host))
-
     def _accept_some(self) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
             try:
@@ -105,14 +97,23 @@ class Listener:
             self._on_accept(sock, peer)
 
 
+def is_reached(destination: Address, listening: Address) -> bool:
+    """Whether what goes to ``destination`` comes to who listens on ``listening``."""
+    if destination[1] != listening[1]:
+        return False
+    host, own = _ip(destination[0]), _ip(listening[0])
+    return host == own or host.is_unspecified or (own.is_unspecified and is_local(destination))
+
+
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """The address, without its scope; mapped IPv4 is plain IPv4."""
     ip = ipaddress.ip_address(host.partition("%")[0])
     return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
 
 
-def _is_local(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+def is_local(address: Address) -> bool:
     """Whether this machine has the address."""
+    ip = _ip(address[0])
     if ip.is_loopback:
         return True
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6

@@ -1,86 +1,24 @@
 """The relay itself: decides where each accepted connection goes, connects it, and keeps count."""
 
 import asyncio
-import enum
-import inspect
-import ipaddress
-import logging
+import contextlib
 import socket
 import struct
 import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from ..context import (
-    LAYOUTS,
-    ContextError,
-    Layout,
-    OneOf,
-    OriginalDestination,
-    decode,
-    original_destination,
-)
+from ..context import Layout, OneOf, OriginalDestination, original_destination
 from ..errors import NotConnectedError, NotSupportedError, RedirectError
 from ..redirect import Redirect, read_redirect, socket_factory
-from .counters import Counters, Ended, Outcome
-from .listener import Listener
-from .pipes import CHUNK, Exchange, Side, SideError
-
-Address = tuple[Any, ...]
-"""(host, port), or (host, port, flowinfo, scope_id) for IPv6; the host is numeric."""
-
-_log = logging.getLogger("wfpioctl.relay")
+from .counters import Books, Counters, IdleTimeoutError
+from .decide import Address, Gate, Policy, RefusedError
+from .listener import Listener, is_reached
+from .pipes import CHUNK, Exchange, SideError
 
 _RESET_ON_CLOSE = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)
 _SWEEPS = 4  # for idle connections, in each idle timeout
-
-
-class Decision(enum.Enum):
-    """What a policy may answer, beside another address to go to."""
-
-    PERMIT = "permit"
-    BLOCK = "block"
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """What a policy decides on.
-
-    Attributes:
-        client: the client's address.
-        destination: where the relay is about to go.
-        redirect: the connection's redirect, or None if it was not redirected.
-        original: what the context says: destination, process and so on; None if nothing.
-    """
-
-    client: Address
-    destination: Address
-    redirect: Redirect | None
-    original: OriginalDestination | None
-
-
-Answer = Decision | Address
-Policy = Callable[[Flow], Answer | Awaitable[Answer]]
-"""Decides on a flow, at once or as a coroutine: PERMIT, BLOCK, or an address to go to instead.
-
-The address is numeric.  Whatever a policy raises blocks the flow, and is logged and counted.
-"""
-
-
-class IdleTimeoutError(TimeoutError):
-    """No byte has moved for longer than the relay allows."""
-
-
-class _RefusedError(Exception):
-    """Why a connection is not relayed; ``detail`` is for the log."""
-
-    def __init__(self, reason: str, detail: object = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
 
 
 class _Connection:
@@ -112,7 +50,7 @@ class Relay:
         policy: asked about each connection before it is made.
         max_connections: served at once; at the limit nothing is accepted, and clients wait in the
             listener's backlog.
-        connect_timeout: seconds for the connection to the destination, the policy's time included.
+        connect_timeout: seconds for reaching the destination, and as many for the policy.
         idle_timeout: seconds without a byte in either direction before a connection is reset, at
             most a quarter more; None is for ever.
 
@@ -134,19 +72,14 @@ class Relay:
     ) -> None:
         if max_connections < 1:
             raise ValueError(f"Relay(): max_connections must be at least 1, not {max_connections}")
-        if to is not None:
-            ipaddress.ip_address(to[0])
         self._listen = listen
-        self._layout = LAYOUTS[layout] if isinstance(layout, str) else layout
-        self._to = to
-        self._direct = direct
-        self._policy = policy
+        self._gate = Gate(layout, to, direct, policy, connect_timeout)
         self._max_connections = max_connections
         self._connect_timeout = connect_timeout
         self._idle_timeout = idle_timeout
         self._buffer = memoryview(bytearray(CHUNK))
         self._connections: set[_Connection] = set()
-        self._total = Counters()
+        self._books = Books()
         self._sweeper: asyncio.Task[None] | None = None
 
     # ---- life ----
@@ -184,17 +117,8 @@ class Relay:
     @property
     def counters(self) -> Counters:
         """The numbers at this moment."""
-        total = self._total
-        moved = [c.exchange.moved for c in self._connections if c.exchange is not None]
-        return Counters(
-            accepted=total.accepted,
-            active=len(self._connections),
-            finished=total.finished,
-            failed=total.failed,
-            refused=Counter(total.refused),
-            bytes_up=total.bytes_up + sum(up for up, _ in moved),
-            bytes_down=total.bytes_down + sum(down for _, down in moved),
-            errors=Counter(total.errors),
+        return self._books.counters(
+            [c.exchange.moved if c.exchange else (0, 0) for c in self._connections]
         )
 
     async def drain(self, timeout: float | None = None) -> bool:
@@ -229,25 +153,25 @@ class Relay:
     def _accept(self, client: socket.socket, peer: Address) -> None:
         connection = _Connection(client, peer)
         self._connections.add(connection)
-        self._total.accepted += 1
+        self._books.accepted()
         connection.task = self._loop.create_task(self._relay(connection))
         connection.task.add_done_callback(lambda task: self._account(connection, task))
         if len(self._connections) >= self._max_connections:
             self._listener.pause()
 
     async def _relay(self, connection: _Connection) -> None:
-        """Relay to an orderly end, or raise _RefusedError or SideError."""
+        """Relay to an orderly end, or raise RefusedError or SideError."""
         client = connection.client
         redirect = self._read_redirect(client)
-        flow = self._flow(connection, redirect)
-        connection.destination = destination = await self._decide(flow)
-        if self._listener.is_reached_by(destination):
-            raise _RefusedError("loop", "the destination is the relay itself")
+        flow = self._gate.flow(connection.peer, redirect, lambda: self._ask_the_system(client))
+        connection.destination = destination = await self._gate.decide(flow)
+        if is_reached(destination, self.address):
+            raise RefusedError("loop", "the destination is the relay itself")
         with self._outbound(destination, redirect) as upstream:
             try:
                 await self._connect(upstream, destination)
-                for sock in (client, upstream):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _send_at_once(client)
+                _send_at_once(upstream)
                 connection.exchange = Exchange(client, upstream, self._buffer)
                 await connection.exchange.run()
             except BaseException:
@@ -256,57 +180,23 @@ class Relay:
 
     def _read_redirect(self, client: socket.socket) -> Redirect | None:
         try:
-            redirect = read_redirect(client)
+            return read_redirect(client)
         except NotConnectedError as error:  # it has gone already
             raise SideError("client", error) from None
         except NotSupportedError as error:
-            if not self._direct:
-                raise _RefusedError("not supported", error) from None
-            redirect = None
+            if not self._gate.direct:
+                raise RefusedError("not supported", error) from None
+            return None
         except RedirectError as error:
             raise SideError("relay", error) from None
-        if redirect is None and not self._direct:
-            raise _RefusedError("not redirected")
-        return redirect
 
-    def _flow(self, connection: _Connection, redirect: Redirect | None) -> Flow:
-        original = None
+    def _ask_the_system(self, client: socket.socket) -> OriginalDestination | None:
         try:
-            if redirect is not None and redirect.context:
-                original = decode(redirect.context, self._layout)
-            elif self._to is None:
-                original = original_destination(connection.client, self._layout)
-        except ContextError as error:
-            if self._to is None:
-                raise _RefusedError("bad context", error) from None
+            return original_destination(client, self._gate.layout)
         except NotSupportedError:
-            pass
+            return None
         except RedirectError as error:
             raise SideError("relay", error) from None
-        if self._to is not None:
-            return Flow(connection.peer, self._to, redirect, original)
-        if original is None:
-            raise _RefusedError("no destination")
-        return Flow(connection.peer, original.address, redirect, original)
-
-    async def _decide(self, flow: Flow) -> Address:
-        if self._policy is None:
-            return flow.destination
-        try:
-            answer = self._policy(flow)
-            if inspect.isawaitable(answer):
-                async with asyncio.timeout(self._connect_timeout):
-                    answer = await answer
-            if answer is Decision.PERMIT:
-                return flow.destination
-            if answer is not Decision.BLOCK:
-                host, _port = answer[:2]
-                ipaddress.ip_address(host)
-                return answer
-        except Exception as error:
-            _log.exception("the policy failed; the connection is blocked")
-            raise _RefusedError("policy failed", repr(error)) from None
-        raise _RefusedError("blocked")
 
     def _outbound(self, destination: Address, redirect: Redirect | None) -> socket.socket:
         """A socket for the destination, with the records set before all else (W23)."""
@@ -329,45 +219,13 @@ class Relay:
             raise SideError("upstream", error) from None
 
     def _account(self, connection: _Connection, task: "asyncio.Task[None]") -> None:
-        """Count, log and close a connection whose task has ended."""
-        total = self._total
-        outcome: Outcome = "failed"
-        side: Side | None = None
+        """Close a connection whose task has ended, and put it on the books."""
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is None:
-            outcome, reason = "finished", ""
-            total.finished += 1
-        elif isinstance(error, _RefusedError):
-            outcome, reason = "refused", str(error)
-            total.refused[error.reason] += 1
-        else:
-            if not isinstance(error, SideError):
-                if not task.cancelled():
-                    _log.error("a fault of the relay", exc_info=error)
-                error = SideError("relay", error)
-            side, reason = error.side, str(error)
-            total.failed += 1
-            total.errors[side, type(error.error).__name__] += 1
         if error is not None:
             _reset_on_close(connection.client)
         connection.client.close()
-        up, down = (0, 0) if connection.exchange is None else connection.exchange.moved
-        total.bytes_up += up
-        total.bytes_down += down
-        if _log.isEnabledFor(logging.INFO):
-            seconds = time.monotonic() - connection.since
-            _log.info(
-                Ended(
-                    outcome,
-                    connection.peer,
-                    connection.destination,
-                    side,
-                    reason,
-                    up,
-                    down,
-                    seconds,
-                )
-            )
+        moved = (0, 0) if connection.exchange is None else connection.exchange.moved
+        self._books.ended(connection.peer, connection.destination, connection.since, moved, error)
         if len(self._connections) == self._max_connections:
             self._listener.resume()
         self._connections.discard(connection)
@@ -391,4 +249,10 @@ class Relay:
 
 
 def _reset_on_close(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    with contextlib.suppress(OSError):  # some systems refuse where the other side has reset it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+def _send_at_once(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

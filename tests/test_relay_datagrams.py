@@ -1,0 +1,182 @@
+"""The relay for UDP."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from loops import LOOPS
+from relay_support import blob
+from support import ORIGINAL, TIMEOUT, address_of, running
+
+from wfpioctl import _wfpioctl
+from wfpioctl.datagram import Datagram
+from wfpioctl.relay import Counters, DatagramRelay, Decision
+from wfpioctl.simulator import Engine
+
+every_loop = pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+
+
+@contextlib.contextmanager
+def relaying(
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop, **options: Any
+) -> Iterator[DatagramRelay]:
+    """Run a relay in a thread; afterwards every flow must be accounted for."""
+    loop = new_loop()
+    complaints: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    relay = DatagramRelay(**options)
+    with contextlib.closing(loop), running(loop.run_forever):
+        try:
+            asyncio.run_coroutine_threadsafe(relay.start(), loop).result(TIMEOUT)
+            try:
+                yield relay
+            finally:
+                asyncio.run_coroutine_threadsafe(relay.close(), loop).result(TIMEOUT)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+    total = relay.counters
+    assert not complaints
+    assert total.active == 0
+    assert total.accepted == total.finished + total.failed + total.refused.total()
+
+
+def udp() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(TIMEOUT)
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+@pytest.fixture
+def app() -> Iterator[socket.socket]:
+    with udp() as sock:
+        yield sock
+
+
+@pytest.fixture
+def origin() -> Iterator[socket.socket]:
+    with udp() as sock:
+        yield sock
+
+
+def when(relay: DatagramRelay, condition: Callable[[Counters], bool]) -> Counters:
+    """The counters, once they are so; the app asks again, for datagrams get lost."""
+    while not condition(counters := relay.counters):
+        pass
+    return counters
+
+
+@every_loop
+def test_flows_find_their_clients(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], app: socket.socket, origin: socket.socket
+) -> None:
+    with (
+        relaying(new_loop, direct=True, to=address_of(origin)) as relay,
+        udp() as other,
+    ):
+        app.sendto(b"from app", relay.address)
+        data, one = origin.recvfrom(100)
+        assert data == b"from app"
+        other.sendto(b"from other", relay.address)
+        data, two = origin.recvfrom(100)
+        assert data == b"from other"
+        assert one != two
+        origin.sendto(b"to other", ("127.0.0.1", two[1]))
+        origin.sendto(b"to app", ("127.0.0.1", one[1]))
+        assert app.recvfrom(100) == (b"to app", relay.address)
+        assert other.recvfrom(100) == (b"to other", relay.address)
+        app.sendto(b"again", relay.address)
+        assert origin.recvfrom(100) == (b"again", one)
+        counters = when(relay, lambda counters: counters.bytes_up == 8 + 10 + 5)
+        assert (counters.active, counters.bytes_down) == (2, 8 + 6)
+
+
+def test_what_was_not_redirected_is_refused(engine: Engine, app: socket.socket) -> None:
+    with relaying() as relay:
+        app.sendto(b"x", relay.address)
+        counters = when(relay, lambda counters: counters.refused.total() == 1)
+        assert counters.refused == {"not redirected": 1}
+
+
+def test_W42_the_first_datagram_carries_the_records(
+    engine: Engine, app: socket.socket, origin: socket.socket
+) -> None:
+    async def main() -> None:
+        async with DatagramRelay() as relay:
+            context = blob(address_of(origin))
+            for records in (_wfpioctl.engine_make_records(b"records"), None):
+                relay.message_received(
+                    Datagram(b"x", app.getsockname(), 0, records, records and context)
+                )
+                assert await loop.sock_recv(origin, 10) == b"x"
+            assert relay.counters.active == 1
+            relay.message_received(  # the engine refuses what it has not given out
+                Datagram(b"x", ("127.0.0.1", 9), 0, b"forged" * 10, context)
+            )
+            while not (errors := relay.counters.errors):
+                await asyncio.sleep(0)
+            assert [side for side, _ in errors] == ["upstream"]
+        assert relay.counters.finished == 1
+
+    origin.setblocking(False)
+    loop = asyncio.new_event_loop()
+    with contextlib.closing(loop):
+        loop.run_until_complete(main())
+
+
+def test_a_flow_ends_when_nothing_moves(app: socket.socket, origin: socket.socket) -> None:
+    with relaying(direct=True, to=address_of(origin), idle_timeout=0.1) as relay:
+        app.sendto(b"x", relay.address)
+        assert origin.recv(1) == b"x"
+        when(relay, lambda counters: counters.finished == 1)
+        app.sendto(b"y", relay.address)
+        assert origin.recv(1) == b"y"
+        assert relay.counters.accepted == 2
+
+
+def test_too_many_flows_are_refused(app: socket.socket, origin: socket.socket) -> None:
+    with relaying(direct=True, to=address_of(origin), max_flows=1) as relay, udp() as other:
+        app.sendto(b"x", relay.address)
+        assert origin.recv(1) == b"x"
+        other.sendto(b"y", relay.address)
+        counters = when(relay, lambda counters: counters.refused.total() == 1)
+        assert counters.refused == {"too many flows": 1}
+
+
+def test_what_comes_before_the_policy_has_decided_waits(
+    app: socket.socket, origin: socket.socket
+) -> None:
+    async def slow(flow: object) -> Decision:
+        await asyncio.sleep(0.1)
+        return Decision.PERMIT
+
+    with relaying(direct=True, to=address_of(origin), policy=slow) as relay:
+        for number in range(10):
+            app.sendto(bytes([number]), relay.address)
+        for number in range(10):
+            assert origin.recv(1) == bytes([number])
+
+
+def test_a_destination_that_is_the_relay_is_refused(engine: Engine, app: socket.socket) -> None:
+    async def main() -> None:
+        async with DatagramRelay() as relay:
+            records = _wfpioctl.engine_make_records(b"records")
+            context = blob((relay.address[0], relay.address[1]))
+            relay.message_received(Datagram(b"x", app.getsockname(), 0, records, context))
+            while not (refused := relay.counters.refused):
+                await asyncio.sleep(0)
+            assert refused == {"loop": 1}
+
+    asyncio.run(main())
+
+
+def test_strangers_do_not_answer(app: socket.socket) -> None:
+    from wfpioctl.relay.datagrams import _Flow
+
+    flow = _Flow(DatagramRelay(), app.getsockname())
+    flow.destination = ORIGINAL
+    flow.message_received(Datagram(b"injected", ("198.51.100.1", 443), 0, None, None))
+    assert flow.down == 0
