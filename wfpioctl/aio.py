@@ -1,4 +1,4 @@
-"""The IOCTLs, connections and servers for asyncio.
+"""The IOCTLs, connections and servers for asyncio::
 
     async def handle(reader, writer, redirect):
         upstream_reader, upstream_writer = await aio.open_connection(redirect, host, port)
