@@ -148,6 +148,38 @@ static bool receive(ModuleState *state, SOCKET socket, void *data, DWORD capacit
     }
 }
 
+BIG_FRAME PyObject *receive_bytes(ModuleState *state, SOCKET socket, int bufsize, DWORD flags) {
+    PyObject *data = PyBytes_FromStringAndSize(NULL, bufsize); /* nobody else has it yet */
+    if (data == NULL) {
+        return NULL;
+    }
+    Message message;
+    if (!receive(state, socket, PyBytes_AsString(data), (DWORD)bufsize, flags, &message)) {
+        Py_DECREF(data);
+        return NULL;
+    }
+    if (message.size < (DWORD)bufsize) {
+        PyObject *whole = data;
+        data = PyBytes_FromStringAndSize(PyBytes_AsString(whole), (Py_ssize_t)message.size);
+        Py_DECREF(whole);
+    }
+    PyObject *result = data == NULL ? NULL : message_result(data, &message);
+    message_free(&message);
+    return result;
+}
+
+BIG_FRAME PyObject *receive_into(ModuleState *state, SOCKET socket, char *memory, DWORD capacity,
+                                 DWORD flags) {
+    Message message;
+    if (!receive(state, socket, memory, capacity, flags, &message)) {
+        return NULL;
+    }
+    PyObject *size = PyLong_FromUnsignedLong(message.size);
+    PyObject *result = size == NULL ? NULL : message_result(size, &message);
+    message_free(&message);
+    return result;
+}
+
 PyDoc_STRVAR(recvmsg_doc, "recvmsg($module, sock, bufsize, flags=0, /)\n--\n\n"
                           "Receive one datagram: (data, address, flags, records, context).\n\n"
                           "The core of wfpioctl.datagram.recvmsg(), without the waiting.");
@@ -163,23 +195,7 @@ static PyObject *py_recvmsg(PyObject *module, PyObject *const *args, Py_ssize_t 
         (nargs > 2 && !int_argument(function, "flags", args[2], INT_MAX, &flags))) {
         return NULL;
     }
-    PyObject *data = PyBytes_FromStringAndSize(NULL, bufsize); /* nobody else has it yet */
-    if (data == NULL) {
-        return NULL;
-    }
-    Message message;
-    if (!receive(state, socket, PyBytes_AsString(data), (DWORD)bufsize, (DWORD)flags, &message)) {
-        Py_DECREF(data);
-        return NULL;
-    }
-    if (message.size < (DWORD)bufsize) {
-        PyObject *whole = data;
-        data = PyBytes_FromStringAndSize(PyBytes_AsString(whole), (Py_ssize_t)message.size);
-        Py_DECREF(whole);
-    }
-    PyObject *result = data == NULL ? NULL : message_result(data, &message);
-    message_free(&message);
-    return result;
+    return receive_bytes(state, socket, bufsize, (DWORD)flags);
 }
 
 PyDoc_STRVAR(recvmsg_into_doc,
@@ -205,12 +221,7 @@ static PyObject *py_recvmsg_into(PyObject *module, PyObject *const *args, Py_ssi
     if (nargs < 3 || nbytes_argument(function, args[2], view.len, &nbytes)) {
         Py_ssize_t room = nbytes != 0 ? nbytes : view.len;
         DWORD capacity = room < INT_MAX ? (DWORD)room : INT_MAX;
-        Message message;
-        if (receive(state, socket, view.buf, capacity, (DWORD)flags, &message)) {
-            PyObject *size = PyLong_FromUnsignedLong(message.size);
-            result = size == NULL ? NULL : message_result(size, &message);
-            message_free(&message);
-        }
+        result = receive_into(state, socket, view.buf, capacity, (DWORD)flags);
     }
     PyBuffer_Release(&view);
     return result;

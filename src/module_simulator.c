@@ -292,20 +292,49 @@ static PyObject *remove_flow(PyObject *module, PyObject *args) {
 }
 
 static PyObject *add_datagram_flow(PyObject *module, PyObject *args) {
+    SOCKET app;
     Endpoint app_end;
     unsigned short port;
     unsigned long long id;
     Py_buffer records, context;
     if (!require_active(module_state(module), &provider_engine) ||
-        !PyArg_ParseTuple(args, "O&HKy*y*", parse_endpoint, &app_end, &port, &id, &records,
-                          &context)) {
+        !PyArg_ParseTuple(args, "O&O&HKy*y*", parse_socket, &app, parse_endpoint, &app_end, &port,
+                          &id, &records, &context)) {
         return NULL;
     }
     FlowData flow = flow_data(id, &records, &context);
-    bool added = engine_add_datagram_flow(&app_end, port, &flow);
+    bool added = engine_add_datagram_flow(app, &app_end, port, &flow);
     PyBuffer_Release(&records);
     PyBuffer_Release(&context);
     return flow_added(added);
+}
+
+static PyObject *set_target(PyObject *module, PyObject *args) {
+    SOCKET socket;
+    Endpoint destination;
+    const char *target;
+    if (!require_active(module_state(module), &provider_engine) ||
+        !PyArg_ParseTuple(args, "O&O&s", parse_socket, &socket, parse_endpoint, &destination,
+                          &target)) {
+        return NULL;
+    }
+    return flow_added(engine_set_target(socket, &destination, target, (DWORD)strlen(target)));
+}
+
+static PyObject *target_of(PyObject *module, PyObject *args) {
+    SOCKET socket;
+    Endpoint destination;
+    if (!require_active(module_state(module), &provider_engine) ||
+        !PyArg_ParseTuple(args, "O&O&", parse_socket, &socket, parse_endpoint, &destination)) {
+        return NULL;
+    }
+    DWORD size;
+    bool no_memory;
+    char *target = engine_target_of(socket, &destination, &size, &no_memory);
+    PyObject *result =
+        no_memory ? PyErr_NoMemory() : PyUnicode_FromStringAndSize(target, (Py_ssize_t)size);
+    free(target);
+    return result;
 }
 
 static PyObject *add_listener(PyObject *module, PyObject *args) {
@@ -440,6 +469,8 @@ PyMethodDef simulator_methods[] = {
     {"engine_stop", engine_stop, METH_NOARGS, NULL},
     {"engine_add_flow", add_flow, METH_VARARGS, NULL},
     {"engine_add_datagram_flow", add_datagram_flow, METH_VARARGS, NULL},
+    {"engine_set_target", set_target, METH_VARARGS, NULL},
+    {"engine_target_of", target_of, METH_VARARGS, NULL},
     {"engine_remove_flow", remove_flow, METH_VARARGS, NULL},
     {"engine_add_listener", add_listener, METH_VARARGS, NULL},
     {"engine_remove_listener", remove_listener, METH_VARARGS, NULL},

@@ -152,6 +152,7 @@ typedef enum {
     SOCKET_RECORDS,
     DATAGRAM_FLOW,
     SOCKET_OPTION, /* there while it is on (W41) */
+    SOCKET_TARGET,
 } EntryKind;
 
 typedef struct {
@@ -217,6 +218,15 @@ static Key key_of_option(SOCKET socket, uint64_t identity, int level, int option
     return (Key){.words = {socket, identity, (uint64_t)level, (uint64_t)option, SOCKET_OPTION}};
 }
 
+static Key key_of_target(SOCKET socket, uint64_t identity, const Endpoint *destination) {
+    Key key;
+    memcpy(&key.words[0], destination->address, 16);
+    key.words[2] = socket;
+    key.words[3] = identity;
+    key.words[4] = (uint64_t)destination->port << 32 | SOCKET_TARGET;
+    return key;
+}
+
 static uint64_t hash_words(const uint64_t *words, size_t count, uint64_t seed) {
     uint64_t hash = seed;
     for (size_t i = 0; i < count; i++) {
@@ -266,6 +276,7 @@ static bool is_finished(const Entry *entry) {
                owner_is_gone(&entry->app) && owner_is_gone(&entry->accepted);
     case SOCKET_RECORDS:
     case SOCKET_OPTION:
+    case SOCKET_TARGET:
         return entry->app.identity != 0 && owner_is_gone(&entry->app);
     default:
         return false;
@@ -285,6 +296,16 @@ static void sweep(Shard *shard) {
     }
 }
 
+/* Link an entry in behind all others of its bucket: those with one key stay in their order. */
+static void append(Shard *shard, uint64_t hash, Entry *entry) {
+    Entry **link = bucket_of(shard, hash);
+    while (*link != NULL) {
+        link = &(*link)->next;
+    }
+    entry->next = NULL;
+    *link = entry;
+}
+
 /* Room for one more entry; false: out of memory and no room at all. */
 static bool reserve(Shard *shard) {
     if (shard->entry_count < shard->bucket_count) {
@@ -302,9 +323,7 @@ static bool reserve(Shard *shard) {
     for (size_t i = 0; i < old_count; i++) {
         for (Entry *entry = old_buckets[i], *next; entry != NULL; entry = next) {
             next = entry->next;
-            Entry **bucket = bucket_of(shard, hash_of(&entry->key));
-            entry->next = *bucket;
-            *bucket = entry;
+            append(shard, hash_of(&entry->key), entry);
         }
     }
     free(old_buckets);
@@ -330,7 +349,12 @@ static Entry *entry_new(EntryKind kind, const Key *key, const FlowData *flow) {
     return entry;
 }
 
-/* Put an entry in, instead of one with the same key. */
+/* Flows of one UDP socket, to several destinations that have one proxy, wait for their turns. */
+static bool makes_way(const Entry *old, const Entry *entry) {
+    return old->kind != DATAGRAM_FLOW || old->app.identity != entry->app.identity;
+}
+
+/* Put an entry in, instead of those with the same key. */
 static bool insert(Entry *entry) {
     if (entry == NULL) {
         return false;
@@ -341,13 +365,11 @@ static bool insert(Entry *entry) {
     bool reserved = reserve(shard);
     if (reserved) {
         sweep(shard);
-        Entry **link = find_link(shard, hash, &entry->key);
-        if (*link != NULL) {
+        Entry **link;
+        while (*(link = find_link(shard, hash, &entry->key)) != NULL && makes_way(*link, entry)) {
             unlink_entry(shard, link);
         }
-        Entry **bucket = bucket_of(shard, hash);
-        entry->next = *bucket;
-        *bucket = entry;
+        append(shard, hash, entry);
         shard->entry_count++;
     }
     mutex_unlock(&shard->lock);
@@ -418,9 +440,26 @@ bool engine_add_flow(SOCKET app, const Endpoint *local, const Endpoint *remote,
     return insert(entry);
 }
 
-bool engine_add_datagram_flow(const Endpoint *app_end, uint16_t proxy_port, const FlowData *flow) {
+/* Put an entry in that belongs to a socket. */
+static bool insert_of(const Owner *owner, Entry *entry) {
+    if (entry != NULL) {
+        entry->app = *owner;
+    }
+    return insert(entry);
+}
+
+bool engine_add_datagram_flow(SOCKET app, const Endpoint *app_end, uint16_t proxy_port,
+                              const FlowData *flow) {
+    Owner owner = {app, socket_identity(app)};
     Key key = key_of_datagram_flow(app_end, proxy_port);
-    return insert(entry_new(DATAGRAM_FLOW, &key, flow));
+    return insert_of(&owner, entry_new(DATAGRAM_FLOW, &key, flow));
+}
+
+bool engine_set_target(SOCKET socket, const Endpoint *destination, const void *target, DWORD size) {
+    Owner owner = {socket, socket_identity(socket)};
+    Key key = key_of_target(owner.socket, owner.identity, destination);
+    FlowData data = {.records = target, .records_size = size};
+    return insert_of(&owner, entry_new(SOCKET_TARGET, &key, &data));
 }
 
 bool engine_remove_flow(const Endpoint *local, const Endpoint *remote) {
@@ -572,12 +611,7 @@ static DWORD set(SOCKET socket, const void *records, DWORD size) {
     Owner owner = {socket, socket_identity(socket)};
     Key key = key_of_socket(owner.socket, owner.identity);
     FlowData flow = {.records = records, .records_size = size};
-    Entry *entry = entry_new(SOCKET_RECORDS, &key, &flow);
-    if (entry == NULL) {
-        return WSAENOBUFS;
-    }
-    entry->app = owner;
-    return insert(entry) ? 0 : WSAENOBUFS;
+    return insert_of(&owner, entry_new(SOCKET_RECORDS, &key, &flow)) ? 0 : WSAENOBUFS;
 }
 
 static int WSAAPI engine_ioctl(SOCKET socket, DWORD code, void *input, DWORD input_size,
@@ -631,12 +665,7 @@ static DWORD set_option(SOCKET socket, int level, int option, const char *value,
         remove_key(&key);
         return 0;
     }
-    Entry *entry = entry_new(SOCKET_OPTION, &key, &(FlowData){0});
-    if (entry == NULL) {
-        return WSAENOBUFS;
-    }
-    entry->app = owner;
-    return insert(entry) ? 0 : WSAENOBUFS;
+    return insert_of(&owner, entry_new(SOCKET_OPTION, &key, &(FlowData){0})) ? 0 : WSAENOBUFS;
 }
 
 static int WSAAPI engine_setsockopt(SOCKET socket, int level, int option, const char *value,
@@ -763,15 +792,15 @@ uint64_t engine_flow_id(SOCKET accepted) {
     return id;
 }
 
-char *engine_records_of(SOCKET socket, DWORD *size, bool *no_memory) {
-    Key key = key_of_socket(socket, socket_identity(socket));
-    uint64_t hash = hash_of(&key);
+/* A copy (malloc) of what an entry holds, or NULL with *size = 0; *no_memory. */
+static char *copy_of(const Key *key, DWORD *size, bool *no_memory) {
+    uint64_t hash = hash_of(key);
     Shard *shard = shard_of(hash);
     char *copy = NULL;
     *size = 0;
     *no_memory = false;
     mutex_lock(&shard->lock);
-    const Entry *entry = *find_link(shard, hash, &key);
+    const Entry *entry = *find_link(shard, hash, key);
     if (entry != NULL) {
         copy = malloc(entry->records_size);
         *no_memory = copy == NULL;
@@ -782,4 +811,14 @@ char *engine_records_of(SOCKET socket, DWORD *size, bool *no_memory) {
     }
     mutex_unlock(&shard->lock);
     return copy;
+}
+
+char *engine_records_of(SOCKET socket, DWORD *size, bool *no_memory) {
+    Key key = key_of_socket(socket, socket_identity(socket));
+    return copy_of(&key, size, no_memory);
+}
+
+char *engine_target_of(SOCKET socket, const Endpoint *destination, DWORD *size, bool *no_memory) {
+    Key key = key_of_target(socket, socket_identity(socket), destination);
+    return copy_of(&key, size, no_memory);
 }

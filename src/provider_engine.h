@@ -46,9 +46,16 @@ bool engine_add_flow(SOCKET app, const Endpoint *local, const Endpoint *remote,
                      const FlowData *flow);
 bool engine_remove_flow(const Endpoint *local, const Endpoint *remote);
 
-/* A UDP flow from `app_end` to the proxy's port: its first datagram carries the data (W61), which
-   is forgotten then.  False: out of memory. */
-bool engine_add_datagram_flow(const Endpoint *app_end, uint16_t proxy_port, const FlowData *flow);
+/* A UDP flow from the socket `app` at `app_end` to the proxy's port.  The next datagram between
+   these two that no earlier flow of the app claims carries its data, and no later one (W61). False:
+   out of memory. */
+bool engine_add_datagram_flow(SOCKET app, const Endpoint *app_end, uint16_t proxy_port,
+                              const FlowData *flow);
+
+/* Remember of a socket, as long as it lives, where its datagrams for a destination really go: text
+   of the control plane's.  engine_target_of() is a copy (malloc), or NULL. */
+bool engine_set_target(SOCKET socket, const Endpoint *destination, const void *target, DWORD size);
+char *engine_target_of(SOCKET socket, const Endpoint *destination, DWORD *size, bool *no_memory);
 
 /* Whatever is accepted on `port` and belongs to no flow counts as this one. */
 bool engine_add_listener(uint16_t port, const FlowData *flow);

@@ -13,6 +13,7 @@ from support import LOOPBACKS, TIMEOUT, Udp, address_of, needs_ipv6, running
 from wfpioctl import ProtocolOptionError, RedirectError, _wfpioctl, datagram
 from wfpioctl.datagram import Datagram, Received
 from wfpioctl.simulator import Engine
+from wfpioctl.simulator.records import encode_records
 
 MAX_CONTROL = 1 << 20
 UNUSED = ("192.0.2.1", 9)
@@ -294,9 +295,9 @@ def flow(engine: Engine, udp: Udp) -> Callable[..., Flow]:
     ) -> Flow:
         app = udp(family)
         proxy = proxy or udp(family)
-        records = _wfpioctl.engine_make_records(bytes(size))
+        records = encode_records(1, [], size)
         _wfpioctl.engine_add_datagram_flow(
-            address_of(app), address_of(proxy)[1], 1, records, context
+            app.fileno(), address_of(app), address_of(proxy)[1], 1, records, context
         )
         if enable:
             datagram.enable_redirect_metadata(proxy)

@@ -14,6 +14,7 @@ from support import LOOPBACKS, TIMEOUT, Udp, address_of
 from wfpioctl import ProtocolOptionError, _wfpioctl, datagram
 from wfpioctl.datagram import Datagram, MessageProtocol, MessageTransport
 from wfpioctl.simulator import Engine
+from wfpioctl.simulator.records import encode_records
 
 UNUSED = ("192.0.2.1", 9)
 
@@ -99,9 +100,11 @@ def test_W40_W42_an_endpoint_gets_and_sends_records(run: Runner, engine: Engine,
     async def body() -> None:
         transport, protocol = await endpoint(local_addr=("127.0.0.1", 0), redirect_metadata=True)
         app = udp()
-        records = _wfpioctl.engine_make_records(b"records")
+        records = encode_records(1, [])
         port = transport.get_extra_info("sockname")[1]
-        _wfpioctl.engine_add_datagram_flow(address_of(app), port, 1, records, b"context")
+        _wfpioctl.engine_add_datagram_flow(
+            app.fileno(), address_of(app), port, 1, records, b"context"
+        )
         app.sendto(b"one", ("127.0.0.1", port))
         received = await protocol.next("message")
         assert received == (b"one", app.getsockname(), 0, records, b"context")

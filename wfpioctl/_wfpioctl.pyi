@@ -94,6 +94,7 @@ def engine_add_flow(
     /,
 ) -> None: ...
 def engine_add_datagram_flow(
+    app: int,
     app_end: tuple[str, int],
     proxy_port: int,
     flow_id: int,
@@ -101,6 +102,8 @@ def engine_add_datagram_flow(
     context: ReadableBuffer,
     /,
 ) -> None: ...
+def engine_set_target(sock: int, destination: tuple[str, int], target: str, /) -> None: ...
+def engine_target_of(sock: int, destination: tuple[str, int], /) -> str: ...
 def engine_remove_flow(local: tuple[str, int], remote: tuple[str, int], /) -> bool: ...
 def engine_add_listener(
     port: int, flow_id: int, records: ReadableBuffer, context: ReadableBuffer, /

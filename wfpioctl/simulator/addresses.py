@@ -44,6 +44,11 @@ def destination_of(sock: socket.socket, address: Any) -> Address | None:
     return numeric((host, port))
 
 
+def probe_connect(probe: socket.socket, address: tuple[Any, ...]) -> None:
+    """Connect a UDP socket to learn its source address; an engine does not see it."""
+    super(socket.socket, probe).connect(address)
+
+
 def is_own(host: str) -> bool:
     """Whether the machine has this address: what a redirection may go to (W58)."""
     if ipaddress.ip_address(host).is_loopback:
@@ -51,7 +56,7 @@ def is_own(host: str) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((host, 9))  # sends nothing; from itself is how one reaches oneself
+            probe_connect(probe, (host, 9))  # sends nothing; from itself is how one reaches oneself
         except OSError:
             return False
         return str(probe.getsockname()[0]) == host
@@ -78,6 +83,12 @@ def as_seen_from(sock: socket.socket, address: Address) -> tuple[Any, ...]:
     if ":" in host:
         raise OSError(errno.EAFNOSUPPORT, f"an IPv4 socket cannot be sent to [{host}]:{port}")
     return (host, port)
+
+
+def bind_anywhere(sock: socket.socket) -> None:
+    """Bind the socket to a port of no address in particular, unless it is bound."""
+    if bound(sock) is None:
+        sock.bind(("::" if sock.family == socket.AF_INET6 else "", 0))
 
 
 def bind_towards(sock: socket.socket, target: tuple[Any, ...]) -> Address:
@@ -108,7 +119,7 @@ def _source(family: int, target: tuple[Any, ...]) -> str:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         if family == socket.AF_INET6:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        probe.connect(target)
+        probe_connect(probe, target)
         return str(probe.getsockname()[0])
 
 

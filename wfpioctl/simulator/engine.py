@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 from .. import _wfpioctl
 from .. import constants as c
 from . import addresses
+from .datagrams import Datagrams
 from .dialects import DIALECTS, Dialect
 from .interception import Interception
 from .records import RedirectRecord, decode_records, encode_records, redirect_state
@@ -69,11 +70,13 @@ class Connection:
         destination: (host, port) where the app wants to go; host is numeric.
         source: (host, port) of the app's socket, or None while it is not bound.
         records: the earlier redirections of this flow, oldest first.
+        protocol: "tcp" or "udp".
     """
 
     destination: Address
     source: Address | None = None
     records: Sequence[RedirectRecord] = ()
+    protocol: str = "tcp"
 
 
 Match = Callable[[Connection], bool]
@@ -87,6 +90,7 @@ class Driver:
         name: for the trace.
         handle: the redirect handle; handles are compared, not names (W52).
         proxy: (host, port) to which it redirects.
+        protocol: what it redirects, "tcp" or "udp"; UDP as wfpioctl.simulator.datagrams says.
         match: which connections concern it; None is all of them.
         context: bytes for the proxy, or a callable that makes them from a Connection.
         records_size: least length of its records, in bytes.
@@ -99,6 +103,7 @@ class Driver:
     name: str
     handle: int
     proxy: Address
+    protocol: str = "tcp"
     match: Match | None = None
     context: bytes | Callable[[Connection], bytes] = b""
     records_size: int = 0
@@ -106,6 +111,15 @@ class Driver:
     deny: bool = False
     lose_tag: bool = False
     off_machine: bool = False
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("tcp", "udp"):
+            raise ValueError(f'Driver: protocol must be "tcp" or "udp", not {self.protocol!r}')
+
+    def concerns(self, connection: Connection) -> bool:
+        if self.protocol != connection.protocol:
+            return False
+        return self.match is None or self.match(connection)
 
     def context_for(self, connection: Connection) -> bytes:
         context = self.context(connection) if callable(self.context) else self.context
@@ -169,9 +183,9 @@ class Engine:
     """One machine's Windows Filtering Platform, with sockets that are real.
 
     While its with block lasts, the module's IOCTLs are answered by it and (unless ``intercept`` is
-    false) Python's own TCP connects walk its drivers' callouts.  Entering raises RuntimeError while
-    another Engine or a Scripted is active in the process.  It may be used from several threads and
-    event loops at once.
+    false) Python's own connects and datagrams walk its drivers' callouts.  Entering raises
+    RuntimeError while another Engine or a Scripted is active in the process.  It may be used from
+    several threads and event loops at once.
 
     Args:
         dialect: which of the disagreeing answers the kernel gives: a Dialect or its name.
@@ -207,6 +221,7 @@ class Engine:
         self._flows: dict[int, _Flow] = {}
         self._unset: dict[tuple[int, Address], dict[int, _Flow]] = {}
         self._flows_of_a_loop = _flows_of_a_loop()
+        self._datagrams = Datagrams(self)
         self._interception = Interception(self) if intercept else None
 
     # ---- life ----
@@ -254,6 +269,7 @@ class Engine:
             with self._lock:
                 self._flows.clear()
                 self._unset.clear()
+            self._datagrams.clear()
 
     # ---- the machine's configuration ----
 
@@ -381,23 +397,23 @@ class Engine:
         destination = addresses.destination_of(sock, address)
         if destination is None:  # the socket says best what is wrong
             return address, None
-        plan = self._plan(sock, destination)
+        _, records = decode_records(_wfpioctl.engine_records_of(sock.fileno()))
+        plan = self._plan(sock, Connection(destination, addresses.bound(sock), tuple(records)))
         real = addresses.as_seen_from(sock, plan.target)
         ends = self._make_known(sock, real, plan)
         with self._lock:
             self._trace.append(plan.event)
         return (address if plan.target == destination else real), ends
 
-    def _plan(self, sock: socket.socket, destination: Address) -> _Plan:
+    def _plan(self, sock: socket.socket, connection: Connection) -> _Plan:
         """Let each driver decide, in order; raise what the app's connect fails with."""
-        _, records = decode_records(_wfpioctl.engine_records_of(sock.fileno()))
-        connection = Connection(destination, addresses.bound(sock), tuple(records))
+        destination, records = connection.destination, connection.records
         redirecting: Driver | None = None
         verdicts = []
         blocked = ""
         for driver in self.drivers:
             state = redirect_state(driver.handle, records)
-            if driver.match is not None and not driver.match(connection):
+            if not driver.concerns(connection):
                 action = Action.NO_MATCH
             elif driver.deny:
                 action = Action.BLOCK
@@ -415,12 +431,13 @@ class Engine:
         if redirecting is not None and not blocked:
             blocked = _setup_fault(redirecting)
         if blocked:
-            self._fail(destination, verdicts, blocked)
+            self._fail(connection, verdicts, blocked)
             host, port = destination
             raise _refuse("EACCES", c.WSAEACCES, f"connect to {host}:{port} refused: {blocked}")
         if redirecting is None:
             target = self._routes.get(destination, destination)
-            return _Plan(Connected(0, destination, target, tuple(verdicts)), target)
+            event = Connected(0, destination, target, tuple(verdicts), protocol=connection.protocol)
+            return _Plan(event, target)
         return self._plan_redirection(sock, connection, redirecting, verdicts)
 
     def _plan_redirection(
@@ -443,7 +460,7 @@ class Engine:
                 f" and again ({hops} times); the proxy at {driver.proxy[0]}:{driver.proxy[1]}"
                 " does not set the redirect records on its outbound socket"
             )
-            self._fail(destination, verdicts, message, hop=flow.hop)
+            self._fail(connection, verdicts, message, hop=flow.hop)
             raise RedirectLoopError(errno.ELOOP, message)
         context = driver.context_for(connection)
         records = encode_records(
@@ -460,6 +477,7 @@ class Engine:
             records_size=len(records) if arrives else 0,
             context_size=len(context) if arrives else 0,
             hop=flow.hop,
+            protocol=connection.protocol,
         )
         return _Plan(event, driver.proxy, driver, records, context)
 
@@ -514,8 +532,7 @@ class Engine:
         A connect to a proxy that carries no redirect takes the place of an earlier one between the
         same ends, which the proxy may never have asked about.
         """
-        driver = plan.driver
-        carries = driver is not None and not driver.lose_tag and not driver.off_machine
+        carries = plan.event.records_size != 0
         if not carries and not self._is_proxy(plan.target):
             return None
         ends = addresses.bind_towards(sock, real), (real[0], real[1])
@@ -531,11 +548,59 @@ class Engine:
         return target[1] in self._listeners or any(each.proxy == target for each in self.drivers)
 
     def _fail(
-        self, destination: Address, verdicts: list[Verdict], error: str, hop: int = 1
+        self, connection: Connection, verdicts: list[Verdict], error: str, hop: int = 1
     ) -> None:
-        event = Connected(0, destination, None, tuple(verdicts), hop=hop, error=error)
+        event = Connected(
+            0,
+            connection.destination,
+            None,
+            tuple(verdicts),
+            hop=hop,
+            error=error,
+            protocol=connection.protocol,
+        )
         with self._lock:
             self._trace.append(event)
+
+    # ---- datagrams ----
+
+    def datagram_target(
+        self, sock: socket.socket, address: tuple[Any, ...], records: bytes | None = None
+    ) -> tuple[Any, ...]:
+        """Return where a datagram of a UDP socket to ``address`` is to be sent, or connected to.
+
+        The first datagram to each destination walks the callouts, with the ``records`` that go with
+        it, and later ones go the same way; what is returned is to be passed to ``sock.sendto()``.
+        Raises as connect_socket() does.  Where no driver looks at UDP and no route is set, nothing
+        happens.
+        """
+        if not self._routes and not any(each.protocol == "udp" for each in self.drivers):
+            return address
+        try:
+            return self._datagrams.target(sock, address, records)
+        except RuntimeError:
+            if _active is self:
+                raise
+            return address  # the with block has just ended
+
+    def datagram_received(self, records: bytes) -> None:
+        """Trace that a proxy got a flow's first datagram, with its records."""
+        self._datagrams.received(records)
+
+    def place_datagram(
+        self, sock: socket.socket, destination: Address, records: list[RedirectRecord]
+    ) -> Address:
+        """Walk the callouts for a socket's first datagram to a destination; return its target."""
+        connection = Connection(destination, addresses.bound(sock), tuple(records), "udp")
+        plan = self._plan(sock, connection)
+        if plan.event.records_size != 0:
+            real = addresses.as_seen_from(sock, plan.target)
+            end = addresses.bind_towards(sock, real)
+            flow = plan.event.flow_id, plan.records, plan.context
+            _wfpioctl.engine_add_datagram_flow(sock.fileno(), end, real[1], *flow)
+        with self._lock:
+            self._trace.append(plan.event)
+        return plan.target
 
     # ---- what the proxies do ----
 
@@ -544,12 +609,17 @@ class Engine:
             flow_id = 0
             if error == 0:
                 flow_id, _ = decode_records(_wfpioctl.engine_records_of(handle))
-            event: Event = RecordsSet(flow_id, error, size)
+            event: Queried | RecordsSet = RecordsSet(flow_id, error, size)
         else:
             flow_id = _wfpioctl.engine_flow_id(handle) if error == 0 else 0
             event = Queried(flow_id, _OPERATIONS[code], error, size)
-            if flow_id:
-                _handling.set(flow_id)
+        self.note(event)
+
+    def note(self, event: Queried | RecordsSet) -> None:
+        """Trace what a proxy did, and remember what it says about loops."""
+        flow_id = event.flow_id
+        if isinstance(event, Queried) and flow_id:
+            _handling.set(flow_id)
         with self._lock:
             flow = self._flows.get(flow_id)
             if isinstance(event, RecordsSet) and flow is not None:

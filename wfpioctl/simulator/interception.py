@@ -1,7 +1,8 @@
 """Lets Python's own connects go through the engine, so that unmodified programs can be tested.
 
 ``socket.socket.connect`` and ``connect_ex`` cover the standard library, the selector event loops
-and every client built on them; the proactor loop connects by ConnectEx and is covered apart.
+and every client built on them; the proactor loop connects by ConnectEx and is covered apart.  For
+UDP it is ``sendto`` and ``sendmsg`` too, those of sockets and that of wfpioctl.datagram.
 """
 
 import errno
@@ -11,6 +12,8 @@ import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
+
+from .. import _wfpioctl
 
 Address = tuple[Any, ...]
 
@@ -22,10 +25,20 @@ class Switchboard(Protocol):
         self, sock: socket.socket, address: Address, dial: Callable[[Any], Any]
     ) -> Any: ...
 
+    def datagram_target(
+        self, sock: socket.socket, address: Any, records: bytes | None = None
+    ) -> Any: ...
+
+    def datagram_received(self, records: bytes) -> None: ...
+
 
 def is_tcp(sock: socket.socket) -> bool:
     """Whether WFP's connect redirection concerns this socket."""
     return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
+
+
+def is_udp(sock: socket.socket) -> bool:
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_DGRAM
 
 
 class Interception:
@@ -43,13 +56,15 @@ class Interception:
         plain_connect_ex = socket.socket.connect_ex
 
         def connect(self: socket.socket, address: Any, /) -> None:
-            if not is_tcp(self) or getattr(making, "now", False):
+            if is_udp(self):
+                plain_connect(self, switchboard.datagram_target(self, address))
+            elif not is_tcp(self) or getattr(making, "now", False):
                 plain_connect(self, address)
             else:
                 switchboard.place_call(self, address, lambda real: plain_connect(self, real))
 
         def connect_ex(self: socket.socket, address: Any, /) -> int:
-            if not is_tcp(self):
+            if not is_tcp(self) and not is_udp(self):
                 return plain_connect_ex(self, address)
             try:
                 connect(self, address)
@@ -63,9 +78,59 @@ class Interception:
 
         self._replace(socket.socket, "connect", connect)
         self._replace(socket.socket, "connect_ex", connect_ex)
+        self._install_datagrams()
         if sys.platform == "win32":
             self._install_socketpair()
             self._install_proactor()
+
+    def _install_datagrams(self) -> None:
+        switchboard = self._switchboard
+        plain_sendto = socket.socket.sendto
+
+        def sendto(self: socket.socket, data: Any, *arguments: Any) -> int:
+            if arguments and is_udp(self):  # (address) or (flags, address)
+                *flags, address = arguments
+                arguments = (*flags, switchboard.datagram_target(self, address))
+            return plain_sendto(self, data, *arguments)
+
+        self._replace(socket.socket, "sendto", sendto)
+        if sys.platform != "win32":
+            plain_sendmsg = socket.socket.sendmsg
+
+            def sendmsg(
+                self: socket.socket, data: Any, control: Any = (), flags: int = 0,
+                address: Any = None, /,
+            ) -> int:  # fmt: skip
+                if address is not None and is_udp(self):
+                    address = switchboard.datagram_target(self, address)
+                return plain_sendmsg(self, data, control, flags, address)
+
+            self._replace(socket.socket, "sendmsg", sendmsg)
+        self._install_own_datagrams()
+
+    def _install_own_datagrams(self) -> None:
+        switchboard = self._switchboard
+        plain_sendmsg = _wfpioctl.sendmsg
+
+        def sendmsg(sock: Any, data: Any, address: Any, records: Any = None, /) -> int:
+            if address is not None and isinstance(sock, socket.socket) and is_udp(sock):
+                given = None if records is None else bytes(records)
+                address = switchboard.datagram_target(sock, address, given)
+            return plain_sendmsg(sock, data, address, records)
+
+        def noticing(plain: Callable[..., Any]) -> Callable[..., Any]:
+            def receive(*arguments: Any) -> Any:
+                result = plain(*arguments)
+                *_, records, _ = result
+                if records is not None:
+                    switchboard.datagram_received(records)
+                return result
+
+            return receive
+
+        self._replace(_wfpioctl, "sendmsg", sendmsg)
+        self._replace(_wfpioctl, "recvmsg", noticing(_wfpioctl.recvmsg))
+        self._replace(_wfpioctl, "recvmsg_into", noticing(_wfpioctl.recvmsg_into))
 
     def _install_socketpair(self) -> None:
         """Let pairs be: on Windows they connect by TCP, and each event loop has one inside."""
@@ -89,13 +154,25 @@ class Interception:
             plain_connect = IocpProactor.connect
 
             def connect(self: Any, conn: socket.socket, address: Any) -> Any:
+                if is_udp(conn):
+                    return plain_connect(self, conn, switchboard.datagram_target(conn, address))
                 if not is_tcp(conn):
                     return plain_connect(self, conn, address)
                 return switchboard.place_call(
                     conn, address, lambda real: plain_connect(self, conn, real)
                 )
 
+            plain_sendto = IocpProactor.sendto
+
+            def sendto(
+                self: Any, conn: socket.socket, buf: Any, flags: int = 0, addr: Any = None
+            ) -> Any:
+                if addr is not None and is_udp(conn):
+                    addr = switchboard.datagram_target(conn, addr)
+                return plain_sendto(self, conn, buf, flags, addr)
+
             self._replace(IocpProactor, "connect", connect)
+            self._replace(IocpProactor, "sendto", sendto)
 
     def _replace(
         self, owner: type | ModuleType, name: str, replacement: Callable[..., Any]

@@ -12,7 +12,7 @@ from .. import _wfpioctl
 
 _HEAD = struct.Struct("<QI")  # flow id, number of records
 _RECORD = struct.Struct("<QI")  # redirect handle, context size in bytes
-_MARK_SIZE = 16  # in front of the payload; the data plane writes and checks it
+MARK_SIZE = 16  # in front of the payload; the data plane writes and checks it
 
 
 class RedirectState(enum.Enum):
@@ -56,15 +56,15 @@ def encode_records(flow_id: int, records: Sequence[RedirectRecord], size: int = 
     for record in records:
         parts += _RECORD.pack(record.handle, len(record.context)), record.context
     payload = b"".join(parts)
-    return _wfpioctl.engine_make_records(payload.ljust(size - _MARK_SIZE, b"\0"))
+    return _wfpioctl.engine_make_records(payload.ljust(size - MARK_SIZE, b"\0"))
 
 
 def decode_records(blob: bytes) -> tuple[int, list[RedirectRecord]]:
     """Return (flow id, records) of a blob whose mark the data plane has checked; b"" is (0, [])."""
     if not blob:
         return 0, []
-    flow_id, count = _HEAD.unpack_from(blob, _MARK_SIZE)
-    offset = _MARK_SIZE + _HEAD.size
+    flow_id, count = _HEAD.unpack_from(blob, MARK_SIZE)
+    offset = MARK_SIZE + _HEAD.size
     records = []
     for _ in range(count):
         handle, size = _RECORD.unpack_from(blob, offset)

@@ -30,7 +30,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A connect went through the callouts.
+    """A connect went through the callouts, or the first datagram to a destination.
 
     Attributes:
         flow_id: the flow that the redirection made; 0 if the connect was not redirected.
@@ -41,6 +41,7 @@ class Connected:
         context_size: bytes of its context.
         hop: 1, or more where a proxy that did not SET was redirected by its own driver (W55).
         error: why the connect was refused, or "".
+        protocol: "tcp" or "udp".
     """
 
     flow_id: int
@@ -51,11 +52,15 @@ class Connected:
     context_size: int = 0
     hop: int = 1
     error: str = ""
+    protocol: str = "tcp"
 
 
 @dataclass(frozen=True, slots=True)
 class Queried:
-    """A proxy queried an accepted socket: which IOCTL, the code (0 is success), bytes returned."""
+    """A proxy queried an accepted socket: which IOCTL, the code (0 is success), bytes returned.
+
+    Or the records of a UDP flow came with a datagram: IP_WFP_REDIRECT_RECORDS.
+    """
 
     flow_id: int
     operation: str
@@ -65,7 +70,10 @@ class Queried:
 
 @dataclass(frozen=True, slots=True)
 class RecordsSet:
-    """A proxy set records on a socket: of which flow, the code (0 is success), their bytes."""
+    """A proxy set records on a socket: of which flow, the code (0 is success), their bytes.
+
+    Or it sent them with a datagram.
+    """
 
     flow_id: int
     code: int
