@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from wfpioctl.context import OriginalDestination, encode
 from wfpioctl.simulator import Scripted
 
 HOST = "127.0.0.1"
@@ -25,7 +26,8 @@ async def ours(port: int, destination: int) -> None:
 
 
 async def with_calls(port: int, destination: int) -> None:
-    with Scripted(b"r" * 128, b"c" * 256):
+    context = encode(OriginalDestination(("192.0.2.1", 443)), "wfpsampler")
+    with Scripted(b"r" * 128, context):
         await ours(port, destination)
 
 
