@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--quick", action="store_true", help="fewer rounds: under a minute")
     top.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
-    top.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
+    top.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the table as Markdown; - prints it"
+    )
     top.add_argument("--plots", type=Path, metavar="FOLDER", help="write plots as SVG")
     top.add_argument(
         "--check", action="store_true", help="instructions: fail if a call exceeds its budget"
@@ -56,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = json.dumps(report.as_json(results, surroundings), indent=1)
         options.json.write_text(text + "\n")
     if options.markdown:
-        options.markdown.write_text(report.markdown(results, surroundings))
+        table = report.markdown(results, surroundings)
+        if str(options.markdown) == "-":
+            print(table)
+        else:
+            options.markdown.write_text(table)
     if options.plots:
         from . import plots
 

@@ -14,7 +14,8 @@ from .peers import cffi_peer
 from .rows import Unavailable
 
 HERE = Path(__file__).parent
-FLOOR_SOURCE = HERE / "peers" / "floor.c"
+PEERS = HERE / "peers"
+FLOOR_SOURCE = PEERS / "floor.c"
 WINSOCK_TYPES = HERE.parent / "src" / "winsock_types.h"
 
 
@@ -31,6 +32,8 @@ def floor(*, limited_api: bool = False) -> ModuleType:
     """Return the floor extension, built against the full or the limited API."""
     source = FLOOR_SOURCE.read_text()
     if limited_api:
+        if sys.platform == "win32":
+            raise Unavailable("the floor against the limited API is not built for Windows")
         if sysconfig.get_config_var("Py_GIL_DISABLED"):
             raise Unavailable("a free-threaded Python has no limited API")
         source = f"#define Py_LIMITED_API 0x030b0000\n{source}"
@@ -57,7 +60,9 @@ def _load(name: str, source: str, *other_input: str) -> ModuleType:
     """Import the module ``name``; compile it unless the cache has it, of this very source."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     key = hashlib.sha256("\0".join([sys.version, source, *other_input]).encode()).hexdigest()[:16]
-    library = cache() / key / f"{name}{suffix}"
+    library = PEERS / f"{name}{suffix}"  # cross-built, for where there is no compiler
+    if not library.exists():
+        library = cache() / key / f"{name}{suffix}"
     if not library.exists():
         _compile(name, source, library)
     spec = importlib.util.spec_from_file_location(name, library)
