@@ -15,6 +15,7 @@ def save(results: Sequence[Result], folder: Path) -> list[Path]:
         raise Unavailable("matplotlib is not installed") from None
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "wfpioctl"  # the same file from the same numbers
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for result in results:
