@@ -410,7 +410,9 @@ async def visit(destination: tuple[str, int]) -> None:
 
 
 @every_loop
-def test_streams(engine: Engine, loop_factory: Callable[[], Any]) -> None:
+def test_W22_streams(engine: Engine, loop_factory: Callable[[], Any]) -> None:
+    """The proactor's server accepts with AcceptEx (and SO_UPDATE_ACCEPT_CONTEXT)."""
+
     async def main() -> None:
         seen: list[object] = []
         async with serving(seen) as proxy:
