@@ -35,7 +35,7 @@ class _Flow(MessageProtocol):
         self.upstream: MessageTransport | None = None
         self.waiting: list[bytes] = []
         self.up = self.down = 0
-        self.moved = (0, 0)  # bytes, at the last sweep
+        self.moved: tuple[int, int] = (0, 0)  # bytes, at the last sweep
         self.still = 0  # sweeps since a byte moved
         self.error: SideError | None = None
         self.task: asyncio.Task[None]
