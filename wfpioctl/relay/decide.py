@@ -71,7 +71,7 @@ class Gate:
     ) -> None:
         if to is not None:
             ipaddress.ip_address(to[0])
-        self.layout = LAYOUTS[layout] if isinstance(layout, str) else layout
+        self.layout: Layout | OneOf = LAYOUTS[layout] if isinstance(layout, str) else layout
         self.direct = direct
         self._to = to
         self._policy = policy
