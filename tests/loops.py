@@ -40,6 +40,16 @@ def balanced() -> Iterator[None]:
     assert counts.orphaned == counts.given_back, counts
 
 
+def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that must not wait for anything, without any loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise AssertionError("it waits")
+
+
 class Runner:
     """Runs coroutines on one kind of loop; a call of the loop's exception handler is an error."""
 

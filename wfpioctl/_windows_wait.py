@@ -5,6 +5,7 @@ The system's thread pool waits, as many handles in a thread as it can, and tells
 
 import asyncio
 import ctypes
+import socket
 import sys
 from ctypes import wintypes
 
@@ -30,33 +31,34 @@ _unregister = _kernel32.UnregisterWaitEx
 _unregister.argtypes = wintypes.HANDLE, wintypes.HANDLE
 
 
-# What the pool may still call, and for whom; only the loop's thread takes something out.
-_waiting: dict[object, asyncio.Future[None] | None] = {}
+async def wait_for_handle(handle: int) -> None:
+    """Wait until the handle is signalled; when this ends, however it ends, nothing waits for it.
 
-
-def wait_for_handle(loop: asyncio.AbstractEventLoop, handle: int) -> asyncio.Future[None]:
-    """Return a future that is done when the handle is signalled; raises OSError if it cannot be.
-
-    The handle must stay open until then; the future is kept alive for as long.
+    Raises OSError if the pool takes no more.
     """
+    loop = asyncio.get_running_loop()
     waiter = loop.create_future()
     wait = wintypes.HANDLE()
+    # A socket, because what the loop watches keeps the waiting task alive, and dies with the loop.
+    ours, pools = socket.socketpair()
 
     def signalled(context: int | None, timed_out: bool) -> None:
-        try:
-            loop.call_soon_threadsafe(finish)
-        except RuntimeError:  # the loop is closed: nobody waits, but this very call must last
-            _waiting[callback] = None
+        pools.send(b"\0")
 
-    def finish() -> None:
-        _unregister(wait, _INVALID_HANDLE_VALUE)  # returns when signalled() has
-        del _waiting[callback]
+    def wake() -> None:
         if not waiter.done():
             waiter.set_result(None)
 
     callback = _Callback(signalled)
-    _waiting[callback] = waiter
-    if not _register(ctypes.byref(wait), handle, callback, None, _INFINITE, _WT_EXECUTEONLYONCE):
-        del _waiting[callback]
-        raise ctypes.WinError(ctypes.get_last_error())
-    return waiter
+    with ours, pools:
+        ours.setblocking(False)
+        if not _register(
+            ctypes.byref(wait), handle, callback, None, _INFINITE, _WT_EXECUTEONLYONCE
+        ):
+            raise ctypes.WinError(ctypes.get_last_error())
+        try:
+            loop.add_reader(ours, wake)
+            await waiter
+        finally:
+            loop.remove_reader(ours)
+            _unregister(wait, _INVALID_HANDLE_VALUE)  # waits for signalled(), if that is running

@@ -158,14 +158,15 @@ if sys.platform == "win32":
 
     async def _wait_for_event(operation: Operation[Any]) -> None:
         loop = asyncio.get_running_loop()
-        if isinstance(loop, asyncio.ProactorEventLoop):
-            waiter = loop._proactor.wait_for_handle(operation.event)  # type: ignore[attr-defined]
-        else:
+        if not isinstance(loop, asyncio.ProactorEventLoop):
             from ._windows_wait import wait_for_handle
 
-            waiter = wait_for_handle(loop, operation.event)
-        # A handle must not be closed while it is waited for: the operation, whose event it is,
-        # stays for as long; and if it is cancelled it sets the event, which ends the wait.
+            await wait_for_handle(operation.event)
+            return
+        waiter = loop._proactor.wait_for_handle(operation.event)  # type: ignore[attr-defined]
+        # A handle must not be closed while the proactor waits for it: the operation, whose event it
+        # is, stays for as long.  If the await is cancelled, so is the operation: that sets the
+        # event, and ends the proactor's wait.
         waiter.add_done_callback(lambda _: operation)
         await asyncio.shield(waiter)
 
