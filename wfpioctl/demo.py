@@ -10,8 +10,10 @@ import http.client
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import socketserver
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -298,7 +300,9 @@ def run(options: argparse.Namespace) -> int:
     print("\nAct two: acme's proxy forgets to set the redirect records.\n")
     print_hops(two["hops"])
     if two["looped"]:
-        print(f"\n  Its last connect failed, as it must:\n  {two['error']}")
+        print("\n  Its last connect failed, as it must:")
+        width = min(shutil.get_terminal_size().columns, 100)
+        print(textwrap.fill(two["error"], width, initial_indent="  ", subsequent_indent="  "))
     else:
         print(f"\n  FAILED: it did not loop; {two['app']}")
     return 0 if good else 1
