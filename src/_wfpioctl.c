@@ -8,8 +8,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* ---- arguments --------------------------------------------------------------------------------
- */
+/* ---- arguments ------------------------------------------------------------------------------- */
 
 bool wrong_count(const char *function, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most) {
     if (given >= least && given <= most) {
@@ -148,8 +147,7 @@ bool records_argument(const char *function, PyObject *value, Py_buffer *view) {
     return true;
 }
 
-/* ---- outcomes ---------------------------------------------------------------------------------
- */
+/* ---- outcomes -------------------------------------------------------------------------------- */
 
 const char *ioctl_name(DWORD code) {
     switch (code) {
@@ -203,8 +201,7 @@ static bool is_not_redirected(const Outcome *outcome) {
             outcome->error == WSAEINVAL);
 }
 
-/* ---- calls ------------------------------------------------------------------------------------
- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 /* One QUERY into `answer`, which the caller has pointed at its own memory; false with an exception.
    `thread` is where the thread's state is while it has left the interpreter. */
@@ -414,8 +411,10 @@ static PyObject *set_redirect_records(PyObject *module, PyObject *const *args, P
     const Provider *provider = calls_enter(state, &count);
     DWORD size = (DWORD)view.len;
     Outcome outcome;
-    Py_BEGIN_ALLOW_THREADS outcome = ioctl_set(provider, socket, view.buf, size);
-    Py_END_ALLOW_THREADS call_end(count);
+    Py_BEGIN_ALLOW_THREADS
+        outcome = ioctl_set(provider, socket, view.buf, size);
+    Py_END_ALLOW_THREADS
+    call_end(count);
     PyBuffer_Release(&view);
     if (observe(state, provider, code, socket, &outcome, size) < 0) {
         return NULL;
@@ -441,12 +440,14 @@ BIG_FRAME PyObject *transfer(ModuleState *state, SOCKET accepted, SOCKET outboun
     CallCount *count;
     const Provider *provider = calls_enter(state, &count);
     Outcome queried, set = {0};
-    Py_BEGIN_ALLOW_THREADS queried = ioctl_query(provider, accepted, query_code, &answer);
-    if (!queried.failed && answer.size != 0) {
-        set = ioctl_set(provider, outbound, answer.data, answer.size);
-    }
-    answer_free(&answer);
-    Py_END_ALLOW_THREADS call_end(count);
+    Py_BEGIN_ALLOW_THREADS
+        queried = ioctl_query(provider, accepted, query_code, &answer);
+        if (!queried.failed && answer.size != 0) {
+            set = ioctl_set(provider, outbound, answer.data, answer.size);
+        }
+        answer_free(&answer);
+    Py_END_ALLOW_THREADS
+    call_end(count);
     if (observe(state, provider, query_code, accepted, &queried, answer.size) < 0 ||
         (!queried.failed && answer.size != 0 &&
          observe(state, provider, set_code, outbound, &set, answer.size) < 0)) {
@@ -492,15 +493,17 @@ BIG_FRAME PyObject *read_socket(ModuleState *state, SOCKET socket) {
     CallCount *count;
     const Provider *provider = calls_enter(state, &count);
     Outcome got_records, got_context = {0};
-    Py_BEGIN_ALLOW_THREADS got_records = ioctl_query(provider, socket, records_code, &records);
-    if (!got_records.failed) {
-        got_context = ioctl_query(provider, socket, context_code, &context);
-        if (is_not_redirected(&got_context)) {
-            got_context = (Outcome){0}; /* redirected, and carries none (W16) */
-            context.size = 0;
+    Py_BEGIN_ALLOW_THREADS
+        got_records = ioctl_query(provider, socket, records_code, &records);
+        if (!got_records.failed) {
+            got_context = ioctl_query(provider, socket, context_code, &context);
+            if (is_not_redirected(&got_context)) {
+                got_context = (Outcome){0}; /* redirected, and carries none (W16) */
+                context.size = 0;
+            }
         }
-    }
-    Py_END_ALLOW_THREADS call_end(count);
+    Py_END_ALLOW_THREADS
+    call_end(count);
     PyObject *result = NULL;
     if (observe(state, provider, records_code, socket, &got_records, records.size) < 0 ||
         (!got_records.failed &&
@@ -531,8 +534,7 @@ static PyObject *read_redirect_parts(PyObject *module, PyObject *sock) {
     return read_socket(state, socket);
 }
 
-/* ---- the module -------------------------------------------------------------------------------
- */
+/* ---- the module ------------------------------------------------------------------------------ */
 
 static PyMethodDef ioctl_methods[] = {
     {"query_redirect_records", query_redirect_records, METH_O, query_redirect_records_doc},

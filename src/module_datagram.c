@@ -9,8 +9,7 @@
 #include <limits.h>
 #include <string.h>
 
-/* ---- arguments --------------------------------------------------------------------------------
- */
+/* ---- arguments ------------------------------------------------------------------------------- */
 
 static bool int_argument(const char *function, const char *argument, PyObject *value, int most,
                          int *result) {
@@ -86,8 +85,7 @@ static bool address_argument(const char *function, PyObject *value,
     return true;
 }
 
-/* ---- results ----------------------------------------------------------------------------------
- */
+/* ---- results --------------------------------------------------------------------------------- */
 
 static PyObject *address_result(const struct sockaddr_storage *storage, int size) {
     char text[INET6_ADDRSTRLEN];
@@ -117,8 +115,7 @@ static PyObject *message_result(PyObject *data, const Message *message) {
         redirect->context, (Py_ssize_t)redirect->context_size);
 }
 
-/* ---- calls ------------------------------------------------------------------------------------
- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 /* Receive, again after a signal whose handler did not raise (PEP 475); false with an exception. */
 static bool receive(ModuleState *state, SOCKET socket, void *data, DWORD capacity, DWORD flags,
@@ -127,9 +124,10 @@ static bool receive(ModuleState *state, SOCKET socket, void *data, DWORD capacit
         CallCount *count;
         const Provider *provider = calls_enter(state, &count);
         MessageOutcome outcome;
-        Py_BEGIN_ALLOW_THREADS outcome =
-            message_receive(provider, socket, data, capacity, flags, message);
-        Py_END_ALLOW_THREADS call_end(count);
+        Py_BEGIN_ALLOW_THREADS
+            outcome = message_receive(provider, socket, data, capacity, flags, message);
+        Py_END_ALLOW_THREADS
+        call_end(count);
         if (!outcome.failed) {
             return true;
         }
@@ -241,11 +239,13 @@ static PyObject *send_datagram(ModuleState *state, const Sending *sending) {
         const Provider *provider = calls_enter(state, &count);
         MessageOutcome outcome;
         DWORD sent;
-        Py_BEGIN_ALLOW_THREADS outcome = message_send(
-            provider, sending->socket, sending->data.buf, (DWORD)sending->data.len,
-            sending->address_size != 0 ? &sending->address : NULL, sending->address_size,
-            sending->records.buf, (DWORD)sending->records.len, &sent);
-        Py_END_ALLOW_THREADS call_end(count);
+        Py_BEGIN_ALLOW_THREADS
+            outcome = message_send(
+                provider, sending->socket, sending->data.buf, (DWORD)sending->data.len,
+                sending->address_size != 0 ? &sending->address : NULL, sending->address_size,
+                sending->records.buf, (DWORD)sending->records.len, &sent);
+        Py_END_ALLOW_THREADS
+        call_end(count);
         if (!outcome.failed) {
             return PyLong_FromUnsignedLong(sent);
         }
@@ -340,8 +340,10 @@ static PyObject *py_enable_redirect_metadata(PyObject *module, PyObject *sock) {
     const Provider *provider = calls_enter(state, &count);
     const char *name;
     DWORD error;
-    Py_BEGIN_ALLOW_THREADS error = enable_metadata(provider, socket, &name);
-    Py_END_ALLOW_THREADS call_end(count);
+    Py_BEGIN_ALLOW_THREADS
+        error = enable_metadata(provider, socket, &name);
+    Py_END_ALLOW_THREADS
+    call_end(count);
     return error == 0 ? Py_NewRef(Py_None) : raise_error(state, name, error);
 }
 

@@ -17,8 +17,7 @@ typedef struct {
     bool given_up; /* cancelled by its owner: no warning when it is dropped */
 } OperationObject;
 
-/* ---- starting ---------------------------------------------------------------------------------
- */
+/* ---- starting -------------------------------------------------------------------------------- */
 
 static const char *function_name(DWORD code) {
     switch (code) {
@@ -73,7 +72,8 @@ static Operation *start(ModuleState *state, PyObject *const *args, bool with_rou
     const Provider *provider = calls_enter(state, &count);
     Operation *operation = make_operation(state, args, with_routine, provider);
     if (operation != NULL) {
-        Py_BEGIN_ALLOW_THREADS *over = operation_start(operation);
+        Py_BEGIN_ALLOW_THREADS
+            *over = operation_start(operation);
         Py_END_ALLOW_THREADS
     }
     call_end(count);
@@ -134,8 +134,7 @@ static PyObject *overlapped_call(PyObject *module, PyObject *const *args, Py_ssi
     return result;
 }
 
-/* ---- the type ---------------------------------------------------------------------------------
- */
+/* ---- the type -------------------------------------------------------------------------------- */
 
 static Operation *block_of(PyObject *self) { return ((OperationObject *)self)->operation; }
 
@@ -146,16 +145,20 @@ static bool poll_operation(PyObject *self) {
     CallCount *count;
     bool over;
     calls_enter(state_of(self), &count);
-    Py_BEGIN_ALLOW_THREADS over = operation_poll(block_of(self));
-    Py_END_ALLOW_THREADS call_end(count);
+    Py_BEGIN_ALLOW_THREADS
+        over = operation_poll(block_of(self));
+    Py_END_ALLOW_THREADS
+    call_end(count);
     return over;
 }
 
 static void wait_for(PyObject *self, double seconds) {
     CallCount *count;
     calls_enter(state_of(self), &count); /* a completion routine may start it again */
-    Py_BEGIN_ALLOW_THREADS operation_wait(block_of(self), seconds);
-    Py_END_ALLOW_THREADS call_end(count);
+    Py_BEGIN_ALLOW_THREADS
+        operation_wait(block_of(self), seconds);
+    Py_END_ALLOW_THREADS
+    call_end(count);
 }
 
 /* None or a number of seconds, 0 or more; as a deadline. */
@@ -217,8 +220,10 @@ static PyObject *operation_cancel_method(PyObject *self, PyObject *unused) {
     (void)unused;
     DWORD error;
     ((OperationObject *)self)->given_up = true;
-    Py_BEGIN_ALLOW_THREADS error = operation_cancel(block_of(self));
-    Py_END_ALLOW_THREADS if (error != 0) {
+    Py_BEGIN_ALLOW_THREADS
+        error = operation_cancel(block_of(self));
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
         const Outcome outcome = {.error = error, .failed = true};
         return raise_outcome(state_of(self), operation_code(block_of(self)), &outcome);
     }
@@ -319,8 +324,7 @@ static PyType_Spec operation_spec = {
     .slots = operation_slots,
 };
 
-/* ---- the rest ---------------------------------------------------------------------------------
- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 static PyObject *overlapped_sleep(PyObject *module, PyObject *number) {
     double seconds = PyFloat_AsDouble(number);
@@ -329,8 +333,10 @@ static PyObject *overlapped_sleep(PyObject *module, PyObject *number) {
     }
     CallCount *count;
     calls_enter(module_state(module), &count); /* a completion routine may start one again */
-    Py_BEGIN_ALLOW_THREADS alertable_sleep(seconds < WAIT_SLICE ? seconds : WAIT_SLICE);
-    Py_END_ALLOW_THREADS call_end(count);
+    Py_BEGIN_ALLOW_THREADS
+        alertable_sleep(seconds < WAIT_SLICE ? seconds : WAIT_SLICE);
+    Py_END_ALLOW_THREADS
+    call_end(count);
     return PyErr_CheckSignals() < 0 ? NULL : Py_NewRef(Py_None);
 }
 

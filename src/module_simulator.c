@@ -10,8 +10,7 @@
 
 #define MAX_BLOB 0x10000000 /* 256 MiB: any size, within reason */
 
-/* ---- which provider is active -----------------------------------------------------------------
- */
+/* ---- which provider is active ---------------------------------------------------------------- */
 
 /* The interpreter whose IOCTLs are simulated; one at most in a process. */
 static _Atomic(ModuleState *) active_owner;
@@ -73,8 +72,7 @@ void simulator_free(ModuleState *state) {
     free_retired(state);
 }
 
-/* ---- conversions ------------------------------------------------------------------------------
- */
+/* ---- conversions ----------------------------------------------------------------------------- */
 
 /* A copy of a bytes-like object.  False with an exception. */
 static bool copy_blob(PyObject *value, Blob *blob) {
@@ -116,8 +114,7 @@ static int parse_socket(PyObject *value, void *result) {
     return !(handle == (unsigned long long)-1 && PyErr_Occurred());
 }
 
-/* ---- the scripted provider --------------------------------------------------------------------
- */
+/* ---- the scripted provider ------------------------------------------------------------------- */
 
 static bool fill_steps(Script *script, PyObject *steps) {
     Py_ssize_t count = PyTuple_Size(steps);
@@ -214,8 +211,7 @@ static PyObject *scripted_stop(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* ---- the engine -------------------------------------------------------------------------------
- */
+/* ---- the engine ------------------------------------------------------------------------------ */
 
 static PyObject *engine_start(PyObject *module, PyObject *args) {
     ModuleState *state = module_state(module);
@@ -436,8 +432,7 @@ static PyObject *set_observer(PyObject *module, PyObject *observer) {
     Py_RETURN_NONE;
 }
 
-/* ---- the active provider as C functions -------------------------------------------------------
- */
+/* ---- the active provider as C functions ------------------------------------------------------ */
 
 static const Provider *active_provider(ModuleState *state) {
     const Provider *provider = atomic_load(&state->provider);

@@ -34,8 +34,7 @@ struct Operation {
     char memory[IOCTL_USUAL_CAPACITY];
 };
 
-/* ---- counters ---------------------------------------------------------------------------------
- */
+/* ---- counters -------------------------------------------------------------------------------- */
 
 static struct { atomic_llong started, ended[CANCELLED + 1], orphaned, given_back; } counters;
 
@@ -43,8 +42,7 @@ static void count(atomic_llong *counter) {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
-/* ---- blocks -----------------------------------------------------------------------------------
- */
+/* ---- blocks ---------------------------------------------------------------------------------- */
 
 /* Blocks with their events, ready to be used again: making an event takes a system call. */
 #define SPARE_COUNT 8
@@ -112,8 +110,7 @@ Operation *operation_new(const Provider *provider, SOCKET socket, DWORD code, co
     return operation;
 }
 
-/* ---- starting and completing ------------------------------------------------------------------
- */
+/* ---- starting and completing ----------------------------------------------------------------- */
 
 static bool is_over(const Operation *operation) {
     return atomic_load_explicit(&operation->state, memory_order_acquire) != STARTED;
@@ -265,8 +262,7 @@ DWORD operation_cancel(Operation *operation) {
     return error == ERROR_NOT_FOUND ? 0 : error;
 }
 
-/* ---- what an owner may ask --------------------------------------------------------------------
- */
+/* ---- what an owner may ask ------------------------------------------------------------------- */
 
 const Outcome *operation_outcome(const Operation *operation) { return &operation->outcome; }
 
@@ -288,8 +284,7 @@ uintptr_t operation_event(Operation *operation) {
     return event_number(operation->event);
 }
 
-/* ---- orphans ----------------------------------------------------------------------------------
- */
+/* ---- orphans --------------------------------------------------------------------------------- */
 
 static Mutex orphans_lock = MUTEX_INIT;
 static Operation *_Atomic orphans;

@@ -22,8 +22,7 @@ typedef int socklen_t;
 #include <sys/stat.h>
 #endif
 
-/* ---- sockets ----------------------------------------------------------------------------------
- */
+/* ---- sockets --------------------------------------------------------------------------------- */
 
 #ifdef _WIN32
 
@@ -143,8 +142,7 @@ static DWORD connection_ends(SOCKET socket, Endpoint *remote, Endpoint *local) {
     return endpoint_from_sockaddr(&storage, local) ? 0 : WSAEOPNOTSUPP;
 }
 
-/* ---- the table --------------------------------------------------------------------------------
- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 typedef enum {
     FLOW,
@@ -392,8 +390,7 @@ static bool remove_key(const Key *key) {
     return found;
 }
 
-/* ---- control ----------------------------------------------------------------------------------
- */
+/* ---- control --------------------------------------------------------------------------------- */
 
 void engine_open(const EngineDialect *new_dialect, uint64_t new_secret) {
     if (!shards_ready) {
@@ -524,8 +521,7 @@ void engine_counts(size_t *flows, size_t *sockets) {
     }
 }
 
-/* ---- the IOCTLs -------------------------------------------------------------------------------
- */
+/* ---- the IOCTLs ------------------------------------------------------------------------------ */
 
 /* An accepted connection's flow: by its two ends, else by the port that it arrived on.  The shard
    of an entry that is returned is locked. */
@@ -643,8 +639,7 @@ static int WSAAPI engine_ioctl(SOCKET socket, DWORD code, void *input, DWORD inp
 
 static int WSAAPI engine_last_error(void) { return WSAGetLastError(); }
 
-/* ---- datagrams --------------------------------------------------------------------------------
- */
+/* ---- datagrams ------------------------------------------------------------------------------- */
 
 static DWORD set_option(SOCKET socket, int level, int option, const char *value, int size) {
     DWORD enable, error = check_type(socket, SOCK_DGRAM, WSAENOPROTOOPT);
