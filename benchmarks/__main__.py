@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="topic",
         help=f"{', '.join(TOPICS)} (default: all of these), or instructions",
     )
-    top.add_argument("--quick", action="store_true", help="fewer rounds: under a minute")
+    top.add_argument("--quick", action="store_true", help="fewer rounds")
     top.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     top.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the table as Markdown; - prints it"

@@ -95,6 +95,7 @@ def haproxy(text: str, port: int, folder: str) -> contextlib.AbstractContextMana
 
 def processor_seconds(session: int) -> float:
     """Return the processor time of a session's processes, and of their children that have ended."""
+    time.sleep(0.2)  # a child that is just ending is neither there nor in its parent's sum
     ticks = 0
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended: its parent has its time
