@@ -15,7 +15,7 @@ PRELUDE = textwrap.dedent(
     import gc, socket, sys
     import _testcapi
     import wfpioctl
-    from wfpioctl._wfpioctl import read_redirect_parts
+    from wfpioctl._wfpioctl import overlapped_call, overlapped_start, read_redirect_parts
     from wfpioctl.simulator import Engine, Scripted, Step
 
     def sweep(call):
@@ -50,6 +50,10 @@ CALLS = {
     # Not read_redirect(): where an error passes a Python frame, a failed allocation can make
     # CPython itself raise SystemError (int("x") does so too).
     "read_redirect_parts": "read_redirect_parts(Sock())",
+    # What overlapped.py and aio.py call, for the same reason.
+    "overlapped_call": "overlapped_call(0x980000DD, Sock(), None)",
+    "overlapped_call, set": "overlapped_call(0x980000DE, Sock(), bytes(5000))",
+    "overlapped_start": "overlapped_start(0x980000DC, Sock(), None, False).result(0.0)",
 }
 
 

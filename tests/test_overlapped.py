@@ -341,6 +341,16 @@ class TestResult:
             assert operation.pending
 
 
+def test_a_pending_step_only_delays_a_synchronous_call() -> None:
+    with Scripted(steps=[Step(data=b"answer", pending=True, delay=0.01)]):
+        assert wfpioctl.query_redirect_records(HANDLE) == b"answer"
+
+
+def test_no_step_can_end_by_saying_that_it_pends() -> None:
+    with pytest.raises(ValueError, match="WSA_IO_INCOMPLETE"):
+        Step(code=996, pending=True)
+
+
 class TestEvent:
     @pytest.mark.parametrize("code", [0, 10057])
     @every_ending
