@@ -48,6 +48,10 @@ void due_queue(Due *due, DWORD error, DWORD transferred) {
     }
 }
 
+void due_before_fork(void) {}
+
+void due_after_fork(bool child) { (void)child; }
+
 uint64_t alertable_thread(void) { return GetCurrentThreadId(); }
 
 void alertable_sleep(double seconds) { SleepEx((DWORD)(seconds * 1000.0), TRUE); }
@@ -90,6 +94,15 @@ void due_queue(Due *due, DWORD error, DWORD transferred) {
     due->next = queue;
     queue = due;
     condition_wake_all(&queue_grew);
+    mutex_unlock(&queue_lock);
+}
+
+void due_before_fork(void) { mutex_lock(&queue_lock); }
+
+void due_after_fork(bool child) {
+    if (child) { /* nobody sleeps there, whatever the condition remembers */
+        queue_grew = (Condition)CONDITION_INIT;
+    }
     mutex_unlock(&queue_lock);
 }
 

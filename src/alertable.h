@@ -17,6 +17,10 @@ Due *due_new(LPWSAOVERLAPPED_COMPLETION_ROUTINE routine, WSAOVERLAPPED *overlapp
 /* It is due: run it with these two.  In a thread that has ended it never runs. */
 void due_queue(Due *due, DWORD error, DWORD transferred);
 
+/* Around a fork, which Windows does not have. */
+void due_before_fork(void);
+void due_after_fork(bool child);
+
 /* The calling thread; an id is not used again while the process lasts, where the system allows. */
 uint64_t alertable_thread(void);
 

@@ -95,10 +95,20 @@ static bool copy_blob(PyObject *value, Blob *blob) {
     return copied;
 }
 
+/* PyArg_ParseTuple() takes what is no tuple for a bug of its caller. */
+static bool is_tuple(PyObject *value, const char *what) {
+    if (PyTuple_Check(value)) {
+        return true;
+    }
+    PyErr_Format(PyExc_TypeError, "%s, not %R", what, value);
+    return false;
+}
+
 static int parse_endpoint(PyObject *value, void *result) {
     const char *host;
     int port;
-    if (!PyArg_ParseTuple(value, "si;an endpoint is a (host, port) tuple", &host, &port)) {
+    if (!is_tuple(value, "an endpoint is a (host, port) tuple") ||
+        !PyArg_ParseTuple(value, "si;an endpoint is a (host, port) tuple", &host, &port)) {
         return 0;
     }
     if (port < 0 || port > 0xFFFF || !endpoint_parse(host, (uint16_t)port, result)) {
@@ -132,9 +142,10 @@ static bool fill_steps(Script *script, PyObject *steps) {
         ScriptStep *step = &script->steps[i];
         unsigned long code, returned;
         int pending, cancellable;
-        PyObject *data;
-        if (!PyArg_ParseTuple(PyTuple_GetItem(steps, i), "kOkdpp", &code, &data, &returned,
-                              &step->delay, &pending, &cancellable) ||
+        PyObject *data, *item = PyTuple_GetItem(steps, i);
+        if (!is_tuple(item, "a step is a tuple of code, data, returned, delay and two flags") ||
+            !PyArg_ParseTuple(item, "kOkdpp", &code, &data, &returned, &step->delay, &pending,
+                              &cancellable) ||
             !copy_blob(data, &step->data)) {
             return false;
         }
@@ -175,7 +186,8 @@ static PyObject *calls_of(const Script *script) {
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list != NULL && i < count; i++) {
         const ScriptCall *call = &script->calls[i];
-        PyObject *item = Py_BuildValue("(ky#k)", (unsigned long)call->code, call->input.data,
+        const char *input = call->input.data != NULL ? call->input.data : ""; /* "y#": no None */
+        PyObject *item = Py_BuildValue("(ky#k)", (unsigned long)call->code, input,
                                        (Py_ssize_t)call->input.size, (unsigned long)call->capacity);
         if (item == NULL || PyList_Append(list, item) < 0) {
             Py_CLEAR(list);

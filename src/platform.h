@@ -25,6 +25,10 @@ static inline void mutex_lock(Mutex *mutex) { AcquireSRWLockExclusive(mutex); }
 static inline void mutex_unlock(Mutex *mutex) { ReleaseSRWLockExclusive(mutex); }
 static inline void condition_wake_all(Condition *condition) { WakeAllConditionVariable(condition); }
 
+static inline void at_fork(void (*before)(void), void (*parent)(void), void (*child)(void)) {
+    (void)before, (void)parent, (void)child; /* Windows has no fork */
+}
+
 static inline double clock_seconds(void) {
     LARGE_INTEGER now, frequency;
     QueryPerformanceCounter(&now);
@@ -92,6 +96,11 @@ static inline void mutex_init(Mutex *mutex) { pthread_mutex_init(mutex, NULL); }
 static inline void mutex_lock(Mutex *mutex) { pthread_mutex_lock(mutex); }
 static inline void mutex_unlock(Mutex *mutex) { pthread_mutex_unlock(mutex); }
 static inline void condition_wake_all(Condition *condition) { pthread_cond_broadcast(condition); }
+
+/* Around each fork from now on: a lock that another thread holds would stay locked in the child. */
+static inline void at_fork(void (*before)(void), void (*parent)(void), void (*child)(void)) {
+    pthread_atfork(before, parent, child);
+}
 
 static inline double clock_seconds(void) {
     struct timespec now;

@@ -392,20 +392,29 @@ static bool remove_key(const Key *key) {
 
 /* ---- control --------------------------------------------------------------------------------- */
 
+static void lock_all(void) {
+    for (size_t i = 0; i < SHARD_COUNT; i++) {
+        mutex_lock(&shards[i].lock);
+    }
+}
+
+static void unlock_all(void) {
+    for (size_t i = 0; i < SHARD_COUNT; i++) {
+        mutex_unlock(&shards[i].lock);
+    }
+}
+
 void engine_open(const EngineDialect *new_dialect, uint64_t new_secret) {
     if (!shards_ready) {
         for (size_t i = 0; i < SHARD_COUNT; i++) {
             mutex_init(&shards[i].lock);
         }
+        at_fork(lock_all, unlock_all, unlock_all);
         shards_ready = true;
     }
-    for (size_t i = 0; i < SHARD_COUNT; i++) {
-        mutex_lock(&shards[i].lock);
-    }
+    lock_all();
     dialect = *new_dialect;
-    for (size_t i = 0; i < SHARD_COUNT; i++) {
-        mutex_unlock(&shards[i].lock);
-    }
+    unlock_all();
     atomic_store(&secret, new_secret);
     atomic_store(&is_open, true);
 }

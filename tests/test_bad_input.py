@@ -15,7 +15,8 @@ import pytest
 from support import Redirected
 
 import wfpioctl
-from wfpioctl.simulator import Scripted, Step
+from wfpioctl import _wfpioctl
+from wfpioctl.simulator import Engine, Scripted, Step
 
 
 class SocketArgument(NamedTuple):
@@ -427,3 +428,15 @@ def test_buffer_method_that_raises(untouched: None) -> None:
 def test_socket_is_checked_before_the_buffer(untouched: None, sock: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="sock"):
         wfpioctl.set_redirect_records(sock, b"")
+
+
+@pytest.mark.parametrize("steps", [(1,), ([0, b"", 0, 0.0, False, True],)])
+def test_a_script_of_other_things_than_tuples_is_a_type_error(steps: Any) -> None:
+    with pytest.raises(TypeError, match="a step is a tuple"):
+        _wfpioctl.scripted_start(b"", b"", steps)
+
+
+@pytest.mark.parametrize("endpoint", [1, ["127.0.0.1", 1], None])
+def test_an_endpoint_that_is_no_tuple_is_a_type_error(endpoint: Any) -> None:
+    with Engine(), pytest.raises(TypeError, match="an endpoint is a"):
+        _wfpioctl.engine_remove_flow(endpoint, ("127.0.0.1", 1))

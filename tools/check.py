@@ -6,7 +6,7 @@
     docs        the documentation, with warnings as errors, and its code examples
     workflows   zizmor, and the workflows' and Dependabot's JSON schemas
 
-    lock        not a check: write requirements-check.txt anew from requirements-check.in
+    lock        not a check: write requirements-*.txt anew from requirements-*.in
 
 It needs nothing but Python 3.11 or later and git.  The tools, pinned by hash, are installed once
 into a virtual environment outside the checkout, in ``$WFPIOCTL_CACHE``, else
@@ -32,6 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "tools" / "requirements-check.txt"
+HARDEN_REQUIREMENTS = ROOT / "tools" / "requirements-harden.txt"
 WORKFLOWS = ROOT / ".github" / "workflows"
 BIN = "Scripts" if os.name == "nt" else "bin"
 PYTHON_VERSIONS = ("3.11", "3.12", "3.13", "3.14", "3.15", "3.13t", "3.14t", "3.15t")
@@ -299,10 +300,11 @@ def workflows() -> None:
 
 def lock() -> None:
     """Write the pins anew; run it in a branch, and look at what changed."""
-    source = REQUIREMENTS.with_suffix(".in")
-    run("uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes",
-        "--upgrade", "--quiet", "--no-annotate", "--custom-compile-command",
-        "python tools/check.py lock", "--output-file", REQUIREMENTS, source)  # fmt: skip
+    for pins in REQUIREMENTS, HARDEN_REQUIREMENTS:
+        run("uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes",
+            "--upgrade", "--quiet", "--no-annotate", "--custom-compile-command",
+            "python tools/check.py lock", "--output-file", pins,
+            pins.with_suffix(".in"))  # fmt: skip
 
 
 CHECKS = {check.__name__: check for check in (lint, types, package, docs, workflows)}

@@ -172,6 +172,16 @@ def _observe(code: int, handle: int, error: int, size: int) -> None:
             raise  # else its with block has just ended
 
 
+def _after_fork_in_child() -> None:
+    """A thread that is not there any more may have held the lock."""
+    if _active is not None:
+        _active._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def _refuse(name: str, winerror: int, message: str) -> OSError:
     """The OSError that a connect raises, as the running system's Python would build it."""
     if sys.platform == "win32":

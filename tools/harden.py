@@ -1,0 +1,316 @@
+"""Hardening: the test suite on instrumented builds, fuzzers, coverage, mutation.
+
+    asan        the suite under AddressSanitizer and UndefinedBehaviorSanitizer
+    tsan        threads on a free-threaded CPython, all of it built with ThreadSanitizer
+    debug       the leak tests on a debug interpreter, which counts references
+    coverage    lines of src/, lines and branches of wfpioctl/
+    fuzz        coverage-guided fuzzers (fuzz/), one or all
+    mutation    mutants of the pure Python files; reports, and fails nobody
+
+Every verb copies the checkout and builds in the copy; nothing is written to the checkout.  Copies,
+environments and corpora are kept in ``$WFPIOCTL_CACHE``, else ``$XDG_CACHE_HOME/wfpioctl``, else
+``~/.cache/wfpioctl``.  The tools are pinned by hash.  Arguments after ``--`` go to pytest.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "tools" / "requirements-harden.txt"
+DEBUG_PYTHON = "python3.11-dbg"
+CLANG_LINK = "clang -shared"
+
+# Wine's Python is not the one that is instrumented.
+SUITE = ("-q", "-p", "no:cacheprovider", "--ignore=tests/test_windows.py")
+
+# What threads may do to each other.
+THREAD_TESTS = ("test_threads.py", "test_lifetimes.py", "test_scripted.py")
+PARALLEL_TESTS = ("test_bad_input.py", "test_errors.py", "test_constants.py")
+
+MIN_C_LINES = 98.0
+
+
+class Failed(Exception):
+    """A verb found something, or could not run; the message says what."""
+
+
+def cache() -> Path:
+    own = os.environ.get("WFPIOCTL_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(own) if own else base / "wfpioctl").resolve()
+
+
+def run(
+    *command: str | Path, cwd: Path, variables: dict[str, str] | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, its output shown and returned."""
+    print("  $", shlex.join(map(str, command)).replace(f"{ROOT}{os.sep}", ""), flush=True)
+    lines = []
+    with subprocess.Popen(
+        [*map(str, command)],
+        cwd=cwd,
+        env=os.environ | (variables or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print("   ", line.rstrip(), flush=True)
+            lines.append(line)
+    if check and process.returncode:
+        raise Failed(f"{command[0]} ended with {process.returncode}")
+    return subprocess.CompletedProcess(command, process.returncode, "".join(lines))
+
+
+def quietly(*command: str | Path, cwd: Path, **variables: str) -> str:
+    """Run a program; what it prints is returned, and shown only if it fails."""
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        raise Failed(f"{shlex.join(map(str, command))}\n{done.stdout[-8000:]}")
+    return done.stdout
+
+
+class Workshop:
+    """A copy of the checkout, built in one way, and the environment that runs it."""
+
+    def __init__(self, name: str, python: str = sys.executable) -> None:
+        self.folder = cache() / "harden" / name
+        self.tree = self.folder / "tree"
+        self.interpreter = python
+        self.python = self.folder / "venv" / "bin" / "python"
+
+    @contextlib.contextmanager
+    def open(self, **variables: str) -> Iterator["Workshop"]:
+        """Build it with these variables; a second run of the same verb waits."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.install_tools()
+            self.copy_tree()
+            pip: list[str | Path] = [
+                self.python,
+                "-m",
+                "pip",
+                "--disable-pip-version-check",
+                "install",
+                "--quiet",
+            ]
+            own = ["--no-build-isolation", "--no-deps", "--no-index", "--editable", "."]
+            version = {"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_WFPIOCTL": "0.0+harden"}
+            quietly(*pip, *own, cwd=self.tree, **version, **variables)
+            yield self
+
+    def install_tools(self) -> None:
+        pins = self.folder / "requirements"
+        if pins.exists() and pins.read_bytes() == REQUIREMENTS.read_bytes():
+            return
+        shutil.rmtree(self.folder / "venv", ignore_errors=True)
+        quietly(self.interpreter, "-m", "venv", self.folder / "venv", cwd=self.folder)
+        quietly(
+            *(self.python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"),
+            *("--no-deps", "--require-hashes", "--requirement", REQUIREMENTS),
+            cwd=self.folder,
+        )
+        shutil.copy(REQUIREMENTS, pins)
+
+    def copy_tree(self) -> None:
+        """Copy what git has or would take."""
+        shutil.rmtree(self.tree, ignore_errors=True)
+        listing = quietly(
+            *("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"), cwd=ROOT
+        )
+        for name in filter(None, listing.split("\0")):
+            if (ROOT / name).is_file():
+                copy = self.tree / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, copy)
+
+    def preload(self, libraries: list[str]) -> None:
+        """Load them into this Python and its Python children, and into nothing else: curl hangs."""
+        program = self.python.with_name("python-preloaded")
+        program.write_text(
+            f"""#!/bin/bash
+LD_PRELOAD={shlex.quote(" ".join(libraries))} exec -a "$0" {self.python.resolve()} "$@"
+"""
+        )
+        program.chmod(0o755)
+        site = quietly(
+            self.python, "-c", "import site; print(site.getsitepackages()[0])", cwd=self.folder
+        )
+        preloaded = Path(site.strip()) / "preloaded.pth"
+        preloaded.write_text('import os; os.environ.pop("LD_PRELOAD", None)\n')
+        self.python = program
+
+    def pytest(self, *arguments: str, **variables: str) -> str:
+        command = ("-m", "pytest", *SUITE, *arguments)
+        return run(self.python, *command, cwd=self.tree, variables=variables).stdout
+
+
+# ------------------------------------------------------------------------------------------ verbs
+
+
+def asan(options: argparse.Namespace) -> None:
+    runtimes = [
+        quietly("gcc", f"-print-file-name=lib{name}.so", cwd=ROOT).strip()
+        for name in ("asan", "ubsan")
+    ]
+    with Workshop("asan").open(WFPIOCTL_BUILD="asan", CC="gcc") as shop:
+        shop.preload(runtimes)
+        shop.pytest(
+            # psleak watches the process's heap, and the sanitizer keeps what was freed.
+            *("--deselect", "tests/test_leaks.py::TestProcess"),
+            *options.pytest,
+            ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1",
+            UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1:abort_on_error=1",
+            PYTHONMALLOC="malloc",
+        )
+
+
+def debug(options: argparse.Namespace) -> None:
+    if shutil.which(DEBUG_PYTHON) is None:
+        raise Failed(f"needs apt-get install --no-install-recommends {DEBUG_PYTHON}")
+    tests = options.pytest or ["tests/test_leaks.py", "tests/test_lifetimes.py"]
+    with Workshop("debug", DEBUG_PYTHON).open() as shop:
+        shop.pytest(*tests)
+
+
+def tsan(options: argparse.Namespace) -> None:
+    """Findings count when a file of src/ is in one of their stacks."""
+    builder = [sys.executable, "tools/freethreaded.py", "--thread-sanitizer"]
+    python = quietly(*builder, cwd=ROOT).strip().splitlines()[-1]
+    os.environ["TSAN_OPTIONS"] = "report_bugs=0"  # of what installs and builds
+    with Workshop("tsan", python).open(
+        WFPIOCTL_BUILD="tsan", CC="clang", LDSHARED=CLANG_LINK
+    ) as shop:
+        reports = shop.folder / "reports"
+        shutil.rmtree(reports, ignore_errors=True)
+        reports.mkdir()
+        settings = f"report_bugs=1:exitcode=0:history_size=4:log_path={reports}/tsan"
+        tests = [[f"tests/{name}" for name in THREAD_TESTS], ["--parallel-threads=8"]]
+        tests[1] += [f"tests/{name}" for name in PARALLEL_TESTS]
+        for each in [options.pytest] if options.pytest else tests:  # a report fails no test
+            shop.pytest(*each, "--timeout=600", TSAN_OPTIONS=settings, PYTHON_GIL="0")
+        text = "".join(path.read_text(errors="replace") for path in sorted(reports.iterdir()))
+        found = [part for part in text.split("=" * 18) if "WARNING: ThreadSanitizer" in part]
+        own = [part for part in found if re.search(r"\bsrc/\w+\.[ch]:\d+", part)]
+        print(f"  {len(found)} reports, {len(own)} of them with src/ in a stack")
+        if own:
+            raise Failed("\n".join(own[:5]))
+
+
+def coverage(options: argparse.Namespace) -> None:
+    with Workshop("coverage").open(WFPIOCTL_BUILD="coverage", CC="gcc") as shop:
+        tool: list[str | Path] = [shop.python, "-m", "coverage"]
+        tests = [*SUITE, *(options.pytest or ["-m", "not slow"])]
+        run(*tool, "run", "-m", "pytest", *tests, cwd=shop.tree)
+        quietly(*tool, "combine", cwd=shop.tree)
+        python = run(*tool, "report", "--skip-covered", "--show-missing", cwd=shop.tree)
+        gcov: list[str | Path] = [
+            shop.python,
+            "-m",
+            "gcovr",
+            "--root",
+            ".",
+            "--filter",
+            "src/",
+            "build",
+        ]
+        gcov += ["--gcov-ignore-parse-errors=negative_hits.warn", "--exclude-unreachable-branches"]
+        report = run(*gcov, "--txt-metric", "line", cwd=shop.tree)
+        lines = re.search(r"^TOTAL\s.*?(\d+)%", report.stdout, re.MULTILINE)
+        if lines is None or float(lines[1]) < MIN_C_LINES:
+            raise Failed(f"less than {MIN_C_LINES} % of the lines of src/ were run")
+        if " 100%" not in python.stdout.splitlines()[-1] and "TOTAL" in python.stdout:
+            raise Failed("not all of wfpioctl/ was run")
+
+
+def fuzz(options: argparse.Namespace) -> None:
+    sys.path.insert(0, str(ROOT / "fuzz"))
+    import targets
+
+    chosen = options.targets or [*targets.TARGETS]
+    if unknown := set(chosen) - set(targets.TARGETS):
+        raise Failed(
+            f"no such target: {', '.join(unknown)}; there are {', '.join(targets.TARGETS)}"
+        )
+    with Workshop("fuzz").open(WFPIOCTL_BUILD="fuzz", CC="clang", LDSHARED=CLANG_LINK) as shop:
+        for name in chosen:
+            print(f"== {name}, {options.seconds} s", flush=True)
+            corpus = shop.folder / "corpus" / name
+            corpus.mkdir(parents=True, exist_ok=True)
+            program = targets.TARGETS[name].prepare(shop.tree, shop.python)
+            seeds = [path for path in [shop.tree / "fuzz" / "corpus" / name] if path.exists()]
+            run(
+                *program.command,
+                f"-max_total_time={options.seconds}",
+                f"-artifact_prefix={shop.folder}/crash-{name}-",
+                "-timeout=10",
+                "-rss_limit_mb=2048",
+                "-print_final_stats=1",
+                "-verbosity=1",
+                corpus,
+                *seeds,
+                cwd=shop.tree,
+                variables=program.variables,
+            )
+
+
+def mutation(options: argparse.Namespace) -> None:
+    with Workshop("mutation").open() as shop:
+        run(shop.python, "-m", "mutmut", "run", cwd=shop.tree, check=False)
+        run(shop.python, "-m", "mutmut", "results", cwd=shop.tree, check=False)
+
+
+VERBS = {verb.__name__: verb for verb in (asan, tsan, debug, coverage, fuzz, mutation)}
+
+
+def main() -> int:
+    arguments = [*sys.argv[1:], "--"]
+    at = arguments.index("--")
+    arguments, pytest = arguments[:at], arguments[at + 1 : -1]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name in VERBS:
+        verb = verbs.add_parser(name)
+        if name == "fuzz":
+            verb.add_argument("targets", nargs="*", metavar="TARGET")
+            verb.add_argument("--seconds", type=int, default=60, help="for each target")
+    options = parser.parse_args(arguments)
+    options.pytest = pytest
+    started = time.monotonic()
+    try:
+        VERBS[options.verb](options)
+    except Failed as failure:
+        print(f"\n{options.verb}: FAILED: {failure}", flush=True)
+        return 1
+    print(f"{options.verb}: passed in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
