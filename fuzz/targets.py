@@ -58,7 +58,8 @@ def python_target(about: str, name: str) -> Target:
 TARGETS = {
     "growth": c_target("the growth rule against any provider", "growth", "ioctl.c"),
     "engine": c_target(
-        "the engine's table and IOCTLs, against a model", "engine", "provider_engine.c"
+        "the engine's table and IOCTLs, against a model",
+        *("engine", "provider_engine.c", "simulated.c", "alertable.c"),
     ),
     "context": python_target("the context decoders, on any bytes", "context"),
     "arguments": python_target("every function, with any arguments", "arguments"),

@@ -5,6 +5,8 @@
    is decided in wfpioctl/errors.py; which answer means "grow", in ioctl.c. */
 #include "module.h"
 
+#include "forks.h"
+
 #include <inttypes.h>
 #include <string.h>
 
@@ -554,6 +556,7 @@ static PyMethodDef ioctl_methods[] = {
 static int module_exec(PyObject *module) {
     ModuleState *state = module_state(module);
     atomic_store(&state->provider, &provider_winsock);
+    forks_watch();
     int error = winsock_start();
     if (error != 0) {
         PyErr_Format(PyExc_ImportError, "wfpioctl: Winsock did not start: WSAStartup() says %d",

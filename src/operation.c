@@ -310,14 +310,10 @@ static void reap(void) {
     mutex_unlock(&orphans_lock);
 }
 
-static void before_fork(void) { mutex_lock(&orphans_lock); }
-static void after_fork(void) { mutex_unlock(&orphans_lock); }
+void operations_before_fork(void) { mutex_lock(&orphans_lock); }
+void operations_after_fork(void) { mutex_unlock(&orphans_lock); }
 
 static void leave(Operation *operation) {
-    static atomic_flag forks_watched = ATOMIC_FLAG_INIT;
-    if (!atomic_flag_test_and_set(&forks_watched)) {
-        at_fork(before_fork, after_fork, after_fork);
-    }
     count(&counters.orphaned);
     mutex_lock(&orphans_lock);
     operation->next = atomic_load(&orphans);

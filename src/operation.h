@@ -52,4 +52,8 @@ typedef struct {
 
 OperationCounters operation_counters(void);
 
+/* Around a fork; see forks.c. */
+void operations_before_fork(void);
+void operations_after_fork(void);
+
 #endif

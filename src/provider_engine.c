@@ -404,12 +404,23 @@ static void unlock_all(void) {
     }
 }
 
+void engine_before_fork(void) {
+    if (shards_ready) {
+        lock_all();
+    }
+}
+
+void engine_after_fork(void) {
+    if (shards_ready) {
+        unlock_all();
+    }
+}
+
 void engine_open(const EngineDialect *new_dialect, uint64_t new_secret) {
     if (!shards_ready) {
         for (size_t i = 0; i < SHARD_COUNT; i++) {
             mutex_init(&shards[i].lock);
         }
-        at_fork(lock_all, unlock_all, unlock_all);
         shards_ready = true;
     }
     lock_all();

@@ -40,6 +40,10 @@ bool endpoint_parse(const char *host, uint16_t port, Endpoint *endpoint);
 void engine_open(const EngineDialect *dialect, uint64_t secret);
 void engine_close(void);
 
+/* Around a fork; see forks.c. */
+void engine_before_fork(void);
+void engine_after_fork(void);
+
 /* A flow is known before its connection exists.  `app` is the connecting socket, or INVALID_SOCKET
    for a flow that lasts until it is removed.  False: out of memory. */
 bool engine_add_flow(SOCKET app, const Endpoint *local, const Endpoint *remote,

@@ -142,19 +142,13 @@ const Provider provider_scripted = {
     .setsockopt = scripted_setsockopt,
 };
 
-/* In a forked child nobody waits, whatever the condition remembers. */
-static void after_fork_in_child(void) {
-    player_stopped = (Condition)CONDITION_INIT;
-    script_unlock();
-}
+void script_start(Script *script) { atomic_store_explicit(&current, script, memory_order_release); }
 
-void script_start(Script *script) {
-    static bool forks_watched = false; /* one interpreter at a time starts a script */
-    if (!forks_watched) {
-        at_fork(script_lock, script_unlock, after_fork_in_child);
-        forks_watched = true;
+void script_after_fork(bool child) {
+    if (child) { /* nobody waits there, whatever the condition remembers */
+        player_stopped = (Condition)CONDITION_INIT;
     }
-    atomic_store_explicit(&current, script, memory_order_release);
+    script_unlock();
 }
 
 Script *script_current(void) { return atomic_load(&current); }

@@ -56,4 +56,7 @@ void script_free(Script *script);
 void script_lock(void);
 void script_unlock(void);
 
+/* After a fork before which script_lock() was called; see forks.c. */
+void script_after_fork(bool child);
+
 #endif

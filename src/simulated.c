@@ -8,7 +8,6 @@
 #include "platform.h"
 
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,7 +30,6 @@ static Pending *buckets[BUCKET_COUNT];
 static size_t timed_count; /* of those with a finite deadline */
 static Condition timer_changed = CONDITION_INIT;
 static bool timer_runs;
-static atomic_flag forks_watched = ATOMIC_FLAG_INIT;
 static double timer_wakes; /* when it next looks by itself */
 
 static bool is_timed(double deadline) { return deadline < INFINITY; }
@@ -129,18 +127,9 @@ static bool timer_need(double deadline) {
    What pends is the parent's: its events are, too.  In the child it is aborted without a word, and
    there is no timer until one is needed. */
 
-static void before_fork(void) {
-    mutex_lock(&table_lock);
-    due_before_fork();
-}
+void simulated_before_fork(void) { mutex_lock(&table_lock); }
 
-static void after_fork_in_parent(void) {
-    due_after_fork(false);
-    mutex_unlock(&table_lock);
-}
-
-static void after_fork_in_child(void) {
-    due_after_fork(true);
+static void abandon_all(void) {
     for (size_t i = 0; i < BUCKET_COUNT; i++) {
         for (Pending *pending = buckets[i], *next; pending != NULL; pending = next) {
             next = pending->next;
@@ -152,8 +141,14 @@ static void after_fork_in_child(void) {
         buckets[i] = NULL;
     }
     timed_count = 0;
-    timer_runs = false;
-    timer_changed = (Condition)CONDITION_INIT;
+}
+
+void simulated_after_fork(bool child) {
+    if (child) {
+        abandon_all();
+        timer_runs = false;
+        timer_changed = (Condition)CONDITION_INIT;
+    }
     mutex_unlock(&table_lock);
 }
 
@@ -173,9 +168,6 @@ DWORD simulated_pend(const OverlappedCall *call, const SimulatedReply *reply, do
         event_reset(event_of(call->overlapped));
     }
     call->overlapped->Internal = STATUS_PENDING;
-    if (!atomic_flag_test_and_set(&forks_watched)) {
-        at_fork(before_fork, after_fork_in_parent, after_fork_in_child);
-    }
     mutex_lock(&table_lock);
     Pending **bucket = bucket_of(call->overlapped);
     pending->next = *bucket;

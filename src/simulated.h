@@ -47,4 +47,8 @@ BOOL WSAAPI simulated_overlapped_result(SOCKET socket, WSAOVERLAPPED *overlapped
                                         DWORD *transferred, BOOL wait, DWORD *flags);
 BOOL WSAAPI simulated_cancel(SOCKET socket, WSAOVERLAPPED *overlapped);
 
+/* Around a fork; see forks.c. */
+void simulated_before_fork(void);
+void simulated_after_fork(bool child);
+
 #endif
