@@ -103,18 +103,26 @@ def test_connections_through_two_proxies() -> None:
         assert engine.flow_count < 1000
 
 
-def test_the_relay_under_load() -> None:
-    """Clients that read slowly, that reset, that send byte by byte; what arrives is whole."""
+class Clients:
+    """Clients of the relay, each of a kind that chance chooses; what comes back must be whole."""
 
-    def echo(sock: socket.socket) -> None:
-        while data := sock.recv(1 << 16):
-            sock.sendall(data)
+    def __init__(self) -> None:
+        self.whole = self.cut = 0
+        self.ended = threading.Event()
+        self.lock = threading.Lock()
 
-    counts = {"whole": 0, "reset": 0}
-    ended = threading.Event()
-    lock = threading.Lock()
+    def run(self, seed: int) -> None:
+        rng = random.Random(seed)
+        kinds: list[Callable[[], None]] = [
+            lambda: self.send_and_receive(rng, 16_384, 0),
+            lambda: self.send_and_receive(rng, 16_384, 0.001),  # a slow reader
+            lambda: self.send_and_receive(rng, 1, 0),  # byte by byte
+            lambda: self.send_and_reset(rng),
+        ]
+        while not self.ended.is_set():
+            rng.choice(kinds)()
 
-    def whole(rng: random.Random, chunk: int, pause: float) -> None:
+    def send_and_receive(self, rng: random.Random, chunk: int, pause: float) -> None:
         data = rng.randbytes(rng.randrange(1, 40 * chunk))
         with socket.create_connection(ORIGINAL, TIMEOUT) as app:
 
@@ -123,52 +131,50 @@ def test_the_relay_under_load() -> None:
                     app.sendall(data[at : at + chunk])
                 app.shutdown(socket.SHUT_WR)
 
-            sender = threading.Thread(target=send)
-            sender.start()
             received = bytearray()
-            while part := app.recv(chunk):
-                received += part
-                time.sleep(pause)
-            sender.join(TIMEOUT)
-        assert bytes(received) == data
-        with lock:
-            counts["whole"] += 1
+            with running(send):
+                while part := app.recv(chunk):
+                    received += part
+                    time.sleep(pause)
+        assert received == data
+        with self.lock:
+            self.whole += 1
 
-    def cut(rng: random.Random) -> None:
+    def send_and_reset(self, rng: random.Random) -> None:
         app = socket.create_connection(ORIGINAL, TIMEOUT)
         app.sendall(rng.randbytes(rng.randrange(1, 10_000)))
         reset(app)
-        with lock:
-            counts["reset"] += 1
+        with self.lock:
+            self.cut += 1
 
-    kinds: list[Callable[[random.Random], None]] = [
-        lambda rng: whole(rng, 16_384, 0),
-        lambda rng: whole(rng, 16_384, 0.001),  # a slow reader
-        lambda rng: whole(rng, 1, 0),  # byte by byte
-        cut,
-    ]
 
-    def client(seed: int) -> None:
-        rng = random.Random(seed)
-        while not ended.is_set():
-            rng.choice(kinds)(rng)
+def echo(sock: socket.socket) -> None:
+    while data := sock.recv(1 << 16):
+        sock.sendall(data)
 
+
+def test_the_relay_under_load() -> None:
+    """Clients that read slowly, that reset, that send byte by byte; what arrives is whole."""
+    clients = Clients()
     with Engine(trace_limit=100) as engine, serving(echo) as origin, relaying() as relay:
         redirect_to(relay, engine, origin)
-        before = time.monotonic()
-        flat = None
-        with running(*[lambda seed=seed: client(seed) for seed in range(4)]) as threads:
-            while time.monotonic() - before < SECONDS and all(each.is_alive() for each in threads):
-                time.sleep(1)
-                if flat is None and time.monotonic() - before > SECONDS / 3:
-                    memory = resident()
-                    flat = Flat()
-            ended.set()
+        with running(*[lambda seed=seed: clients.run(seed) for seed in range(4)]) as threads:
+            try:
+                time.sleep(SECONDS / 3)
+                memory, open_before = resident(), descriptors()
+                deadline = time.monotonic() + SECONDS * 2 / 3
+                while time.monotonic() < deadline and all(each.is_alive() for each in threads):
+                    time.sleep(0.1)
+            finally:
+                clients.ended.set()
         total = relay.settled()
-        assert flat is not None
         grown = resident() - memory
-        print(f"\n{counts} in {SECONDS:.0f} s; memory {memory / MIB:.1f} {grown / MIB:+.1f} MiB;")
-        print(f"finished {total.finished}, failed {dict(total.errors)}")
+        print(
+            f"\n{clients.whole} whole, {clients.cut} reset in {SECONDS:.0f} s; memory"
+            f" {memory / MIB:.1f} {grown / MIB:+.1f} MiB; relay: {total.finished} finished,"
+            f" {total.failed} failed, {dict(total.errors)}"
+        )
         assert grown < 16 * MIB
-        assert descriptors() <= flat.descriptors
-        assert counts["whole"] > 0
+        assert descriptors() <= open_before
+        assert clients.whole > 0
+        assert total.finished >= clients.whole
