@@ -18,6 +18,10 @@ _BACKLOG = 4096
 _ACCEPTS_AT_ONCE = 64  # then the other sockets get their turn
 _PAUSE_AFTER_ERROR = 0.2  # seconds: the system is out of sockets or memory, which takes time
 
+_CLIENT_GONE = {59, 64, 1236}
+"""Win32 codes with which AcceptEx says that the client has reset its connection meanwhile: the
+proactor makes no ConnectionError of them.  UNEXP_NET_ERR is Wine's, NETNAME_DELETED Windows'."""
+
 
 class Listener:
     """A listening socket; it calls ``on_accept(socket, peer)`` for each connection.
@@ -92,7 +96,8 @@ class Listener:
             except ConnectionError:
                 continue
             except OSError as error:
-                self._suspend(error)
+                if getattr(error, "winerror", None) not in _CLIENT_GONE:
+                    self._suspend(error)
                 continue
             self._on_accept(sock, peer)
 

@@ -198,7 +198,7 @@ class _Pipe:
                 self._pass_end_on()
                 return
             try:
-                await loop.sock_sendall(self._target, data)
+                await _send_all(loop, self._target, data)
             except OSError as error:
                 self._target_failed(error)
                 return
@@ -220,3 +220,12 @@ class _Pipe:
     def _end(self) -> None:
         self.ended = True
         self._exchange.direction_ended()
+
+
+async def _send_all(loop: asyncio.AbstractEventLoop, sock: socket.socket, data: bytes) -> None:
+    """Send everything.  The proactor's ``sock_sendall`` sends once, and returns how much that was:
+    Windows takes all of it, but Wine less when the other direction ends meanwhile."""
+    rest = memoryview(data)
+    while rest:
+        sent: int | None = await loop.sock_sendall(sock, rest)  # type: ignore[func-returns-value]
+        rest = rest[len(rest) if sent is None else sent :]
