@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from loops import balanced, run  # noqa: F401
+from loops import balanced, run, run_seen  # noqa: F401
 from support import ORIGINAL, TIMEOUT, Pair, Redirected, Udp, accept, address_of, listen
 
 from wfpioctl.simulator import Engine

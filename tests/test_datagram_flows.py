@@ -284,7 +284,7 @@ def test_what_is_no_address_fails_as_it_does_without_an_engine(
 
 
 def test_asyncio_datagrams_are_redirected(
-    run: Runner, engine: Engine, proxy: socket.socket
+    run_seen: Runner, engine: Engine, proxy: socket.socket
 ) -> None:
     async def body() -> None:
         redirect(engine, proxy)
@@ -313,4 +313,4 @@ def test_asyncio_datagrams_are_redirected(
         server.close()
         await asyncio.sleep(0)
 
-    run(body())
+    run_seen(body())
