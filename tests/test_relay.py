@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from conftest import is_wine
 from relay_support import Running, blob, echo, loops, redirect_to, relaying, serving
 from support import (
     ORIGINAL,
@@ -27,6 +28,8 @@ from wfpioctl.relay import Decision, Flow, Relay
 from wfpioctl.simulator import Engine, RecordsSet
 
 LOTS = 1 << 27  # bytes; more than all the buffers on the way hold
+
+needs_resets = pytest.mark.skipif(is_wine(), reason="Wine ends in order what it should reset")
 
 every_loop = pytest.mark.parametrize("new_loop", loops().values(), ids=loops())
 
@@ -66,14 +69,15 @@ def ask(data: bytes = b"hello", address: tuple[str, int] = ORIGINAL) -> bytes:
 
 
 def assert_reset(sock: socket.socket) -> None:
-    with pytest.raises(ConnectionError):
+    """The connection ends with a reset; in Wine with an end, for its close knows no other."""
+    with contextlib.suppress(ConnectionError):
         read_all(sock)
+        assert is_wine(), "the connection ended in order"
 
 
 def assert_refused(address: tuple[str, int] = ORIGINAL) -> None:
     with contextlib.suppress(ConnectionError), app(address) as sock:
-        assert sock.recv(1) != b"", "not refused"
-        raise AssertionError("the connection ended in order")
+        assert_reset(sock)
 
 
 # ---- the way ----
@@ -286,6 +290,7 @@ def test_a_destination_that_does_not_answer(engine: Engine) -> None:
         assert errors(relay) == {("upstream", "TimeoutError"): 1}
 
 
+@needs_resets
 @every_loop
 def test_a_client_that_resets_is_a_reset_upstream(
     engine: Engine,
@@ -304,6 +309,7 @@ def test_a_client_that_resets_is_a_reset_upstream(
         assert side == "client"
 
 
+@needs_resets
 @every_loop
 def test_an_upstream_that_resets_is_a_reset_for_the_client(
     engine: Engine,
@@ -411,7 +417,6 @@ def test_a_slow_reader_stops_the_sender(
                     sent += piece[: upstream.send(piece)]
             assert len(sent) < LOTS, "nothing ever stopped the sender"
             upstream.shutdown(socket.SHUT_WR)
-            client.shutdown(socket.SHUT_WR)
             assert read_all(client) == sent
 
 
@@ -508,7 +513,7 @@ def test_hostile_clients_do_not_disturb_the_others(relay: Running) -> None:
             assert ask(data) == data
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit of descriptors to meet")
+@every_loop
 def test_out_of_descriptors_is_a_pause_not_an_end(
     relay: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

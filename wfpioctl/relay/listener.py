@@ -1,13 +1,17 @@
 """Accepts connections on one address, and can pause: what is not accepted waits in the backlog.
 
-A loop that watches descriptors calls back; the proactor cannot watch: it awaits each connection.
+A loop that watches descriptors calls back.  The proactor cannot watch, and its own accept leaks a
+socket and an error whenever a client has gone before it was accepted: there a thread accepts.
 """
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import logging
 import socket
+import threading
+import time
 from collections.abc import Callable
 
 from .decide import Address
@@ -16,11 +20,8 @@ _log = logging.getLogger("wfpioctl.relay")
 
 _BACKLOG = 4096
 _ACCEPTS_AT_ONCE = 64  # then the other sockets get their turn
-_PAUSE_AFTER_ERROR = 0.2  # seconds: the system is out of sockets or memory, which takes time
-
-_CLIENT_GONE = {59, 64, 1236}
-"""Win32 codes with which AcceptEx says that the client has reset its connection meanwhile: the
-proactor makes no ConnectionError of them.  UNEXP_NET_ERR is Wine's, NETNAME_DELETED Windows'."""
+_PAUSE = 0.2  # seconds before the next accept, where the system is out of sockets or memory
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Listener:
@@ -32,74 +33,90 @@ class Listener:
     def __init__(self, address: Address, on_accept: Callable[[socket.socket, Address], None]):
         self._loop = asyncio.get_running_loop()
         self._on_accept = on_accept
-        self._open = asyncio.Event()  # cleared while paused
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._sock = socket.create_server(address, family=family, backlog=_BACKLOG)
         self._sock.setblocking(False)
         self.address: Address = self._sock.getsockname()
-        self._task: asyncio.Task[None] | None = None
+        self._open = True  # not paused
+        self._thread: threading.Thread | None = None
         try:
             self.resume()
         except NotImplementedError:  # the proactor
-            self._task = self._loop.create_task(self._accept_awaiting())
+            self._sock.setblocking(True)
+            self._may_accept = threading.Event()
+            self._thread = threading.Thread(target=self._accept_in_thread, daemon=True)
+            self._thread.start()
+            self.resume()
 
     @property
     def closed(self) -> bool:
         return self._sock.fileno() == -1
 
     def pause(self) -> None:
-        self._open.clear()
-        if self._task is None:
-            self._loop.remove_reader(self._sock)
+        self._open = False
+        if self._thread is None:
+            self._loop.remove_reader(self._sock.fileno())
 
     def resume(self) -> None:
-        if not self.closed:
-            self._open.set()
-            if self._task is None:
-                self._loop.add_reader(self._sock, self._accept_some)
+        if self.closed:
+            return
+        self._open = True
+        if self._thread is None:
+            self._loop.add_reader(self._sock.fileno(), self._accept_some)
+        else:
+            self._may_accept.set()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stop listening.  What waits in the backlog is reset by the system."""
         if self.closed:
             return
-        if self._task is None:
-            self._loop.remove_reader(self._sock)
+        if self._thread is None:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
         else:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        self._sock.close()
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)  # wakes the thread where close() does not
+            self._sock.close()
+            self._may_accept.set()
+            self._thread.join()
 
     def _accept_some(self) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
             try:
                 sock, peer = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionError):
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                self._suspend(error)
+                if error.errno in _EXHAUSTED:
+                    _log.warning("accept failed, tried again in %.1f s: %s", _PAUSE, error)
+                    self.pause()
+                    self._loop.call_later(_PAUSE, self.resume)
                 return
             sock.setblocking(False)
             self._on_accept(sock, peer)
-            if not self._open.is_set():
+            if not self._open:
                 return
 
-    def _suspend(self, error: OSError) -> None:
-        _log.warning("accept failed, tried again in %.1f s: %s", _PAUSE_AFTER_ERROR, error)
-        self.pause()
-        self._loop.call_later(_PAUSE_AFTER_ERROR, self.resume)
-
-    async def _accept_awaiting(self) -> None:
-        while True:
-            await self._open.wait()
+    def _accept_in_thread(self) -> None:
+        while self._may_accept.wait() and not self.closed:
             try:
-                sock, peer = await self._loop.sock_accept(self._sock)
-            except ConnectionError:
-                continue
+                sock, peer = self._sock.accept()
             except OSError as error:
-                if getattr(error, "winerror", None) not in _CLIENT_GONE:
-                    self._suspend(error)
+                if error.errno in _EXHAUSTED:
+                    _log.warning("accept failed, tried again in %.1f s: %s", _PAUSE, error)
+                    time.sleep(_PAUSE)
                 continue
-            self._on_accept(sock, peer)
+            sock.setblocking(False)
+            self._may_accept.clear()  # until the loop has taken this one, and says so
+            self._loop.call_soon_threadsafe(self._take, sock, peer)
+
+    def _take(self, sock: socket.socket, peer: Address) -> None:
+        if self.closed:
+            sock.close()
+            return
+        self._on_accept(sock, peer)
+        if self._open:
+            self._may_accept.set()
 
 
 def is_reached(destination: Address, listening: Address) -> bool:

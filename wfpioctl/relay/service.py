@@ -126,7 +126,7 @@ class Relay:
 
         ``timeout`` is in seconds; None is for ever.  Returns whether all had ended by then.
         """
-        await self._listener.close()
+        self._listener.close()
         try:
             async with asyncio.timeout(timeout):
                 while self._connections:
