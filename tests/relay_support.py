@@ -32,19 +32,18 @@ class AwaitingLoop(asyncio.SelectorEventLoop):
     add_writer = add_reader
 
 
-def loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The event loops of this system."""
+def _loops() -> Iterator[Any]:
     if sys.platform == "win32":
-        return {"proactor": asyncio.ProactorEventLoop, "selector": asyncio.SelectorEventLoop}
-    found: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-        "selector": asyncio.SelectorEventLoop,
-        "awaiting": AwaitingLoop,
-    }
+        yield pytest.param(asyncio.ProactorEventLoop, id="proactor")
+    yield pytest.param(asyncio.SelectorEventLoop, id="selector")
+    yield pytest.param(AwaitingLoop, id="awaiting")
     with contextlib.suppress(ImportError):
         import uvloop
 
-        found["uvloop"] = uvloop.new_event_loop
-    return found
+        yield pytest.param(uvloop.new_event_loop, marks=pytest.mark.linux_program, id="uvloop")
+
+
+every_loop = pytest.mark.parametrize("new_loop", [*_loops()])
 
 
 class Running:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import is_wine
-from relay_support import Running, blob, echo, loops, redirect_to, relaying, serving
+from relay_support import Running, blob, echo, every_loop, redirect_to, relaying, serving
 from support import (
     ORIGINAL,
     TIMEOUT,
@@ -30,8 +30,6 @@ from wfpioctl.simulator import Engine, RecordsSet
 LOTS = 1 << 27  # bytes; more than all the buffers on the way hold
 
 needs_resets = pytest.mark.skipif(is_wine(), reason="Wine ends in order what it should reset")
-
-every_loop = pytest.mark.parametrize("new_loop", loops().values(), ids=loops())
 
 
 @pytest.fixture
