@@ -37,8 +37,10 @@ static PyObject *query_large(SOCKET socket, DWORD size) {
     char *buffer = PyBytes_AsString(result);
     DWORD returned = 0;
     int status;
-    Py_BEGIN_ALLOW_THREADS status = query_records(socket, buffer, size, &returned);
-    Py_END_ALLOW_THREADS if (status != 0 || returned != size) {
+    Py_BEGIN_ALLOW_THREADS
+        status = query_records(socket, buffer, size, &returned);
+    Py_END_ALLOW_THREADS
+    if (status != 0 || returned != size) {
         Py_DECREF(result);
         PyErr_SetString(PyExc_OSError, "WSAIoctl failed");
         return NULL;
@@ -65,8 +67,10 @@ static PyObject *query(PyObject *module, PyObject *sock) {
     char buffer[CAPACITY];
     DWORD returned = 0;
     int status;
-    Py_BEGIN_ALLOW_THREADS status = query_records(socket, buffer, sizeof buffer, &returned);
-    Py_END_ALLOW_THREADS if (status == 0) {
+    Py_BEGIN_ALLOW_THREADS
+        status = query_records(socket, buffer, sizeof buffer, &returned);
+    Py_END_ALLOW_THREADS
+    if (status == 0) {
         return PyBytes_FromStringAndSize(buffer, (Py_ssize_t)returned);
     }
     if (returned > sizeof buffer) {
@@ -92,8 +96,10 @@ static PyObject *set(PyObject *module, PyObject *const *args, Py_ssize_t nargs) 
         return NULL;
     }
     int status;
-    Py_BEGIN_ALLOW_THREADS status = set_records(socket, records, (DWORD)size);
-    Py_END_ALLOW_THREADS if (status != 0) {
+    Py_BEGIN_ALLOW_THREADS
+        status = set_records(socket, records, (DWORD)size);
+    Py_END_ALLOW_THREADS
+    if (status != 0) {
         PyErr_SetString(PyExc_OSError, "WSAIoctl failed");
         return NULL;
     }
@@ -109,11 +115,13 @@ static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t na
     char buffer[CAPACITY];
     DWORD returned = 0;
     int status;
-    Py_BEGIN_ALLOW_THREADS status = query_records(accepted, buffer, sizeof buffer, &returned);
-    if (status == 0) {
-        status = set_records(outbound, buffer, returned);
-    }
-    Py_END_ALLOW_THREADS if (status != 0) {
+    Py_BEGIN_ALLOW_THREADS
+        status = query_records(accepted, buffer, sizeof buffer, &returned);
+        if (status == 0) {
+            status = set_records(outbound, buffer, returned);
+        }
+    Py_END_ALLOW_THREADS
+    if (status != 0) {
         PyErr_SetString(PyExc_OSError, "WSAIoctl failed");
         return NULL;
     }
