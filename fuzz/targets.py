@@ -57,6 +57,7 @@ def python_target(about: str, name: str) -> Target:
 
 TARGETS = {
     "growth": c_target("the growth rule against any provider", "growth", "ioctl.c"),
+    "control": c_target("the parser of datagrams' control buffers", "control", "control_message.c"),
     "engine": c_target(
         "the engine's table and IOCTLs, against a model",
         *("engine", "provider_engine.c", "simulated.c", "alertable.c"),

@@ -15,6 +15,7 @@ environments and corpora are kept in ``$WFPIOCTL_CACHE``, else ``$XDG_CACHE_HOME
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "tools" / "requirements-harden.txt"
@@ -38,6 +40,8 @@ THREAD_TESTS = ("test_threads.py", "test_lifetimes.py", "test_scripted.py")
 PARALLEL_TESTS = ("test_bad_input.py", "test_errors.py", "test_constants.py")
 
 MIN_C_LINES = 98.0
+
+MAX_KEPT = 300  # bytes of an input that is kept in fuzz/corpus
 
 
 class Failed(Exception):
@@ -253,29 +257,39 @@ def fuzz(options: argparse.Namespace) -> None:
 
     chosen = options.targets or [*targets.TARGETS]
     if unknown := set(chosen) - set(targets.TARGETS):
-        raise Failed(
-            f"no such target: {', '.join(unknown)}; there are {', '.join(targets.TARGETS)}"
-        )
+        raise Failed(f"no target {', '.join(unknown)}; there are {', '.join(targets.TARGETS)}")
     with Workshop("fuzz").open(WFPIOCTL_BUILD="fuzz", CC="clang", LDSHARED=CLANG_LINK) as shop:
         for name in chosen:
             print(f"== {name}, {options.seconds} s", flush=True)
-            corpus = shop.folder / "corpus" / name
-            corpus.mkdir(parents=True, exist_ok=True)
             program = targets.TARGETS[name].prepare(shop.tree, shop.python)
-            seeds = [path for path in [shop.tree / "fuzz" / "corpus" / name] if path.exists()]
-            run(
-                *program.command,
-                f"-max_total_time={options.seconds}",
-                f"-artifact_prefix={shop.folder}/crash-{name}-",
-                "-timeout=10",
-                "-rss_limit_mb=2048",
-                "-print_final_stats=1",
-                "-verbosity=1",
-                corpus,
-                *seeds,
-                cwd=shop.tree,
-                variables=program.variables,
-            )
+            fuzz_one(shop, name, program, options)
+
+
+def fuzz_one(shop: Workshop, name: str, program: Any, options: argparse.Namespace) -> None:
+    corpus, kept = shop.folder / "corpus" / name, shop.folder / "kept" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    seeds = ROOT / "fuzz" / "corpus" / f"{name}.hex"
+    for line in seeds.read_text().split() if seeds.exists() else ():
+        data = bytes.fromhex(line)
+        (corpus / hashlib.sha256(data).hexdigest()).write_bytes(data)
+    run(
+        *program.command,
+        f"-max_total_time={options.seconds}",
+        f"-artifact_prefix={shop.folder}/crash-{name}-",
+        *("-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"),
+        corpus,
+        cwd=shop.tree,
+        variables=program.variables,
+    )
+    if options.keep:
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(parents=True)
+        merge = [*program.command, "-merge=1", "-verbosity=0", kept, corpus]
+        run(*merge, cwd=shop.tree, variables=program.variables)
+        inputs = [path.read_bytes() for path in kept.iterdir()]
+        lines = sorted(data.hex() for data in inputs if 0 < len(data) <= MAX_KEPT)
+        seeds.parent.mkdir(exist_ok=True)
+        seeds.write_text("".join(f"{line}\n" for line in lines[:: -(-len(lines) // 150) or 1]))
 
 
 def mutation(options: argparse.Namespace) -> None:
@@ -299,6 +313,7 @@ def main() -> int:
         verb = verbs.add_parser(name)
         if name == "fuzz":
             verb.add_argument("targets", nargs="*", metavar="TARGET")
+            verb.add_argument("--keep", action="store_true", help="write fuzz/corpus anew")
             verb.add_argument("--seconds", type=int, default=60, help="for each target")
     options = parser.parse_args(arguments)
     options.pytest = pytest
