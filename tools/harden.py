@@ -214,6 +214,7 @@ def tsan(options: argparse.Namespace) -> None:
         reports.mkdir()
         settings = f"report_bugs=1:exitcode=0:history_size=4:log_path={reports}/tsan"
         tests = [[f"tests/{name}" for name in THREAD_TESTS], ["--parallel-threads=8"]]
+        tests[0] += ["-k", "not fork"]  # the sanitizer does not follow it
         tests[1] += [f"tests/{name}" for name in PARALLEL_TESTS]
         for each in [options.pytest] if options.pytest else tests:  # a report fails no test
             shop.pytest(*each, "--timeout=600", TSAN_OPTIONS=settings, PYTHON_GIL="0")
