@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -325,12 +326,20 @@ class TestResult:
         assert results == [code or b"answer"] * 8
 
     def test_a_signal_interrupts_it(self) -> None:
+        """A real one where there are threads to send it to: interrupt_main() wakes no system call."""
+
+        def send() -> None:
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            else:
+                _thread.interrupt_main()
+
         with Scripted(steps=[NEVER]), overlapped.query_redirect_records(HANDLE) as operation:
             waiting = threading.Event()
 
             def interrupt() -> None:
                 waiting.wait(TIMEOUT)
-                _thread.interrupt_main()
+                send()
 
             def wait() -> None:
                 waiting.set()

@@ -43,6 +43,10 @@ class Datagrams:
         self._flows: dict[tuple[tuple[str, int], int], weakref.ref[socket.socket]] = {}
         """(app's end, port that it sends to): the app's socket."""
 
+    def after_fork_in_child(self) -> None:
+        """A thread that is not there any more may have held the lock."""
+        self._lock = threading.RLock()
+
     def target(self, sock: socket.socket, address: Address, records: bytes | None) -> Address:
         """Return where a datagram to ``address``, with these records, is really to be sent."""
         destination = addresses.destination_of(sock, address)

@@ -173,9 +173,10 @@ def _observe(code: int, handle: int, error: int, size: int) -> None:
 
 
 def _after_fork_in_child() -> None:
-    """A thread that is not there any more may have held the lock."""
+    """A thread that is not there any more may have held a lock."""
     if _active is not None:
         _active._lock = threading.Lock()
+        _active._datagrams.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
