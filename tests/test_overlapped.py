@@ -326,7 +326,7 @@ class TestResult:
         assert results == [code or b"answer"] * 8
 
     def test_a_signal_interrupts_it(self) -> None:
-        """A real one where there are threads to send it to: interrupt_main() wakes no system call."""
+        """A real one where it can be had: interrupt_main() wakes no system call."""
 
         def send() -> None:
             if hasattr(signal, "pthread_kill"):
