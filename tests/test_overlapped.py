@@ -339,6 +339,7 @@ class TestResult:
 
             def interrupt() -> None:
                 waiting.wait(TIMEOUT)
+                time.sleep(0.2)  # as with any system call, a signal just before it is seen after it
                 send()
 
             def wait() -> None:
