@@ -8,13 +8,15 @@ import contextlib
 import ctypes
 import gc
 import socket
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support import ORIGINAL, accept, address_of, listen
 
 import wfpioctl
-from wfpioctl import _wfpioctl
+from wfpioctl import _wfpioctl, overlapped
 from wfpioctl.simulator import Engine, Scripted, Step
 
 BIG = bytes(100_000)  # more than the stack holds: the answer is put on the heap
@@ -132,3 +134,26 @@ def test_a_table_that_cannot_grow_takes_more_flows_all_the_same() -> None:
                 )
         COUNTER.value = 0
         assert engine.flow_count == 2000
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("completion", [None, lambda operation: None], ids=["event", "routine"])
+def test_overlapped_operations_survive_each_failure(size: int, completion: Any) -> None:
+    """An operation that cannot be made is a MemoryError; what fails later ends the operation."""
+    steps = [Step(code=122, returned=size, pending=True), Step(data=bytes(size), pending=True)]
+
+    def life() -> None:
+        with Scripted(steps=steps):
+            kept = [overlapped.query_redirect_records(5) for _ in range(20)]  # no spare is left
+            del kept[:]
+            query = overlapped.query_redirect_records(5, completion=completion)
+            while completion is not None and overlapped.sleep(0.01):
+                pass
+            with contextlib.suppress(TimeoutError):
+                query.result(0.01)
+            overlapped.set_redirect_records(6, bytes(size)).cancel()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        assert sweep(life, wfpioctl.RedirectError) >= 1
+        gc.collect()

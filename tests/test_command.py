@@ -1,0 +1,90 @@
+"""The verbs demo and check, and wrong usage; relay's tests are in test_relay_command.py."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from wfpioctl import cli, demo
+from wfpioctl.simulator import Scripted, Step
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = cli.main(arguments)
+    return code, capsys.readouterr().out
+
+
+def test_demo_shows_two_acts(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run(capsys, "demo")
+    assert code == 0
+    assert "Act one" in out
+    assert "exactly those of the origin" in out
+    assert "as it must" in out
+
+
+def test_demo_in_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run(capsys, "demo", "--connections", "5", "--json")
+    told = json.loads(out)
+    assert (code, told["good"], told["act_one"]["failures"]) == (0, True, [])
+
+
+@pytest.mark.parametrize("rich", [True, False], ids=["with_rich", "without_rich"])
+def test_demo_of_many(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rich: bool
+) -> None:
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+        monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    code, out = run(capsys, "demo", "--connections", "5")
+    assert code == 0
+    assert "5 connections of" in out
+    assert "0 failures" in out
+
+
+def test_demo_tells_what_failed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"failures": ["bytes differ"], "hops": [], "seconds": 1.0}
+    monkeypatch.setattr(demo, "act_one", lambda connections, advance: one)
+    two = {"looped": False, "hops": [], "app": "it got through", "error": ""}
+    monkeypatch.setattr(demo, "act_two", lambda: two)
+    code, out = run(capsys, "demo")
+    assert code == 1
+    assert "FAILED: bytes differ" in out
+    assert "FAILED: it did not loop" in out
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", "1000001", ""])
+def test_demo_refuses_other_counts(capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--connections", count])
+    assert "must be a number from 1 to 1000000" in capsys.readouterr().err
+
+
+ANSWERS: list[Any] = [
+    ([Step(10045)], 1, "needs Windows 8"),
+    ([Step(1168)], 0, "not redirected"),
+    ([Step(10050)], 0, "WSAENETDOWN"),
+    ([Step(12345)], 0, "unknown (12345)"),
+    ([Step()], 0, "success (0)"),
+]
+
+
+@pytest.mark.parametrize(("steps", "code", "says"), ANSWERS)
+def test_check(capsys: pytest.CaptureFixture[str], steps: list[Step], code: int, says: str) -> None:
+    with Scripted(steps=steps):
+        got, out = run(capsys, "check")
+        assert got == code
+        assert says in out
+        got, out = run(capsys, "check", "--json")
+    assert got == code
+    assert json.loads(out)["usable"] == (code == 0)
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["check", "--no-such"]])
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: wfpioctl" in capsys.readouterr().err
