@@ -45,7 +45,9 @@ PARALLEL_TESTS = ("test_control_messages.py", "test_constants.py")  # a simulato
 
 OWN_FRAME = re.compile(r"^ +#[01] .*\bsrc/\w+\.[ch]:\d+", re.MULTILINE)
 
-MIN_C_LINES = 98.0
+# Not to be lost again, in percent; the goals are 98 and 100.
+MIN_C_LINES = 95.0
+MIN_PYTHON = 94.0
 
 MAX_KEPT = 300  # bytes of an input that is kept in fuzz/corpus
 
@@ -256,11 +258,13 @@ def coverage(options: argparse.Namespace) -> None:
         ]
         gcov += ["--gcov-ignore-parse-errors=negative_hits.warn", "--exclude-unreachable-branches"]
         report = run(*gcov, "--txt-metric", "line", cwd=shop.tree)
-        lines = re.search(r"^TOTAL\s.*?(\d+)%", report.stdout, re.MULTILINE)
-        if lines is None or float(lines[1]) < MIN_C_LINES:
-            raise Failed(f"less than {MIN_C_LINES} % of the lines of src/ were run")
-        if " 100%" not in python.stdout.splitlines()[-1] and "TOTAL" in python.stdout:
-            raise Failed("not all of wfpioctl/ was run")
+        for name, text, least in (
+            ("src/", report.stdout, MIN_C_LINES),
+            ("wfpioctl/", python.stdout, MIN_PYTHON),
+        ):
+            total = re.search(r"^TOTAL\s.*?([\d.]+)%", text, re.MULTILINE)
+            if total is None or float(total[1]) < least:
+                raise Failed(f"less than {least} % of {name} was run")
 
 
 def fuzz(options: argparse.Namespace) -> None:
