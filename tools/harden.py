@@ -41,7 +41,6 @@ THREAD_TESTS = (
     *("test_threads.py", "test_lifetimes.py"),
     *("test_scripted.py", "test_overlapped_storm.py"),
 )
-PARALLEL_TESTS = ("test_control_messages.py", "test_constants.py")  # a simulator is for one
 
 OWN_FRAME = re.compile(r"^ +#[01] .*\bsrc/\w+\.[ch]:\d+", re.MULTILINE)
 
@@ -221,11 +220,11 @@ def tsan(options: argparse.Namespace) -> None:
         shutil.rmtree(reports, ignore_errors=True)
         reports.mkdir()
         settings = f"report_bugs=1:exitcode=0:history_size=4:log_path={reports}/tsan"
-        tests = [[f"tests/{name}" for name in THREAD_TESTS], ["--parallel-threads=8"]]
-        tests[0] += ["-k", "not fork"]  # the sanitizer does not follow it
-        tests[1] += [f"tests/{name}" for name in PARALLEL_TESTS]
-        for each in [options.pytest] if options.pytest else tests:  # a report fails no test
-            shop.pytest(*each, "--timeout=600", TSAN_OPTIONS=settings, PYTHON_GIL="0")
+        usual = [f"tests/{name}" for name in THREAD_TESTS]
+        usual += ["-k", "not fork"]  # the sanitizer does not follow it
+        shop.pytest(
+            *(options.pytest or usual), "--timeout=600", TSAN_OPTIONS=settings, PYTHON_GIL="0"
+        )
         text = "".join(path.read_text(errors="replace") for path in sorted(reports.iterdir()))
         found = [part for part in text.split("=" * 18) if "WARNING: ThreadSanitizer" in part]
         own = [part for part in found if OWN_FRAME.search(part)]
