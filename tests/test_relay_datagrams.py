@@ -15,7 +15,7 @@ from support import ORIGINAL, TIMEOUT, address_of, running
 from wfpioctl import _wfpioctl
 from wfpioctl.datagram import Datagram
 from wfpioctl.relay import Counters, DatagramRelay, Decision
-from wfpioctl.simulator import Engine
+from wfpioctl.simulator import Engine, RecordsSet
 
 every_loop = pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
 
@@ -126,6 +126,29 @@ def test_W42_the_first_datagram_carries_the_records(
     loop = asyncio.new_event_loop()
     with contextlib.closing(loop):
         loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize(
+    "new_loop", [LOOPS[name] for name in LOOPS if name != "uvloop"]
+)  # the engine does not see what uvloop itself sends
+def test_W40_W42_a_redirected_flow_goes_through_the_relay_and_back(
+    engine: Engine,
+    app: socket.socket,
+    origin: socket.socket,
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """App, driver, relay and origin: nothing is handed over by the test itself."""
+    with relaying(new_loop) as relay:
+        proxy = relay.address[0], relay.address[1]
+        engine.add_driver("A", proxy=proxy, match=ORIGINAL, protocol="udp", context=blob())
+        engine.route(ORIGINAL, address_of(origin))
+        for sent in (b"first", b"second"):
+            app.sendto(sent, ORIGINAL)
+            arrived, upstream = origin.recvfrom(100)
+            assert arrived == sent
+            origin.sendto(sent.upper(), upstream)
+            assert app.recv(100) == sent.upper()
+    assert [event.code for event in engine.trace if isinstance(event, RecordsSet)] == [0]
 
 
 def test_a_flow_ends_when_nothing_moves(app: socket.socket, origin: socket.socket) -> None:
