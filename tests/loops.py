@@ -25,6 +25,14 @@ else:
         LOOPS["uvloop"] = uvloop.new_event_loop
 
 
+def loop_params() -> list[Any]:
+    """Each kind of loop, for parametrize(); uvloop is marked as what only Linux has."""
+    marks = {"uvloop": [pytest.mark.linux_program]}
+    return [
+        pytest.param(factory, id=name, marks=marks.get(name, ())) for name, factory in LOOPS.items()
+    ]
+
+
 def pending() -> int:
     """Return how many operations of this process pend."""
     counts = overlapped.counters()
@@ -73,7 +81,7 @@ def runner_of(factory: LoopFactory) -> Iterator[Runner]:
     assert runner.complaints == []
 
 
-@pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
+@pytest.fixture(params=loop_params())
 def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """A function that runs a coroutine, on each kind of loop of this system."""
     yield from runner_of(request.param)

@@ -189,7 +189,7 @@ def test_family_is_the_running_systems_whatever_windows_calls_it() -> None:
     assert (v6.host, v6.port) == V6_ADDRESS[:2]
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 def test_address_is_what_connect_takes(family: socket.AddressFamily) -> None:
     host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
     with socket.socket(family) as listener, socket.socket(family) as client:

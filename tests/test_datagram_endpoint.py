@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from loops import LOOPS, Runner
+from loops import Runner, loop_params
 from support import LOOPBACKS, TIMEOUT, Udp, address_of
 
 from wfpioctl import ProtocolOptionError, _wfpioctl, datagram
@@ -26,7 +26,7 @@ class LoopWithoutReaders(asyncio.SelectorEventLoop):
         raise NotImplementedError
 
 
-@pytest.fixture(params=[*LOOPS.values(), LoopWithoutReaders], ids=[*LOOPS, "no readers"])
+@pytest.fixture(params=[*loop_params(), pytest.param(LoopWithoutReaders, id="no readers")])
 def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """A function that runs a coroutine, on each kind of loop of this system and on a poor one."""
     runner = Runner(request.param)

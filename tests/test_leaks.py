@@ -334,6 +334,7 @@ def test_simulators_leave_nothing() -> None:
     assert not grows(life)
 
 
+@pytest.mark.linux_program  # psleak builds on psutil, which is no pure Python
 class TestProcess:
     """The C heap, descriptors or handles, and threads, as the operating system counts them."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import is_wine
-from loops import LOOPS
+from loops import LOOPS, SEEN, loop_params
 from relay_support import blob
 from support import ORIGINAL, TIMEOUT, address_of, running
 
@@ -17,7 +17,7 @@ from wfpioctl.datagram import Datagram
 from wfpioctl.relay import Counters, DatagramRelay, Decision
 from wfpioctl.simulator import Engine, RecordsSet
 
-every_loop = pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+every_loop = pytest.mark.parametrize("new_loop", loop_params())
 
 
 @contextlib.contextmanager
@@ -128,9 +128,7 @@ def test_W42_the_first_datagram_carries_the_records(
         loop.run_until_complete(main())
 
 
-@pytest.mark.parametrize(
-    "new_loop", [LOOPS[name] for name in LOOPS if name != "uvloop"]
-)  # the engine does not see what uvloop itself sends
+@pytest.mark.parametrize("new_loop", [LOOPS[name] for name in SEEN], ids=SEEN)
 def test_W40_W42_a_redirected_flow_goes_through_the_relay_and_back(
     engine: Engine,
     app: socket.socket,

@@ -20,6 +20,9 @@ from wfpioctl.simulator import Connection, Engine, RecordsSet, Scripted, Step
 trio = pytest.importorskip("trio")
 anyio = pytest.importorskip("anyio")
 
+# Not only Linux has them, but the Windows Pythons of tools/wine.py do not: trio needs cffi there.
+pytestmark = pytest.mark.linux_program
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HANDLE = 4321
 
