@@ -33,6 +33,8 @@ VERSION = {"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_WFPIOCTL": "0.0+harden"}
 DEBUG_PYTHON = "python3.11-dbg"
 CLANG_LINK = "clang -shared"
 
+OTHER_PYTHONS = "test_isolated_interpreters_of_another_python_use_this_build"
+
 # Wine's Python is not the one that is instrumented.
 SUITE = ("-q", "-p", "no:cacheprovider", "--ignore=tests/test_windows.py")
 
@@ -192,6 +194,8 @@ def asan(options: argparse.Namespace) -> None:
         shop.pytest(
             # psleak watches the process's heap, and the sanitizer keeps what was freed.
             *("--deselect", "tests/test_leaks.py::TestProcess"),
+            # Other Pythons do not have the sanitizer loaded.
+            *("--deselect", "tests/test_interpreters.py::" + OTHER_PYTHONS),
             *options.pytest,
             ASAN_OPTIONS="detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1",
             UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1:abort_on_error=1",
