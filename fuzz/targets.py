@@ -60,7 +60,14 @@ TARGETS = {
     "control": c_target("the parser of datagrams' control buffers", "control", "control_message.c"),
     "engine": c_target(
         "the engine's table and IOCTLs, against a model",
-        *("engine", "provider_engine.c", "simulated.c", "alertable.c"),
+        *(
+            "engine",
+            "provider_engine.c",
+            "provider_winsock.c",
+            "control_message.c",
+            "simulated.c",
+            "alertable.c",
+        ),
     ),
     "context": python_target("the context decoders, on any bytes", "context"),
     "arguments": python_target("every function, with any arguments", "arguments"),

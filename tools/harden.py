@@ -339,7 +339,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         VERBS[options.verb](options)
-    except Failed as failure:
+    except (Failed, subprocess.CalledProcessError) as failure:
         print(f"\n{options.verb}: FAILED: {failure}", flush=True)
         return 1
     print(f"{options.verb}: passed in {time.monotonic() - started:.0f} s")
