@@ -305,7 +305,8 @@ def fuzz_one(shop: Workshop, name: str, program: Any, options: argparse.Namespac
         kept.mkdir(parents=True)
         merge = [*program.command, "-merge=1", "-verbosity=0", kept, corpus]
         run(*merge, cwd=shop.tree, variables=program.variables)
-        inputs = [path.read_bytes() for path in kept.iterdir()]
+        # libFuzzer cannot merge for atheris: there, all that is left after a run is kept.
+        inputs = [path.read_bytes() for path in [*kept.iterdir()] or corpus.iterdir()]
         lines = sorted(data.hex() for data in inputs if 0 < len(data) <= MAX_KEPT)
         seeds.parent.mkdir(exist_ok=True)
         seeds.write_text("".join(f"{line}\n" for line in lines[:: -(-len(lines) // 150) or 1]))
