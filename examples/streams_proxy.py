@@ -10,7 +10,7 @@ import socket
 import sys
 
 import wfpioctl
-from wfpioctl import context
+from wfpioctl import aio, context
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -21,32 +21,20 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write_eof()
 
 
-async def connect(redirect: wfpioctl.Redirect) -> socket.socket:
-    """Go on to the original destination, without blocking the loop."""
-    destination = context.decode(redirect.context, "wfpsampler")
-    family = socket.AF_INET6 if ":" in destination.host else socket.AF_INET
-    sock = wfpioctl.socket_factory(redirect)((family, socket.SOCK_STREAM, 0))
-    try:
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, destination.address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def handle(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, redirect: wfpioctl.Redirect | None
+) -> None:
     with contextlib.closing(writer):
-        redirect = wfpioctl.read_redirect(writer.get_extra_info("socket"))
         if redirect is None:
             return  # nobody redirected it: there is nowhere to go
-        answers, questions = await asyncio.open_connection(sock=await connect(redirect))
+        destination = context.decode(redirect.context, "wfpsampler")
+        answers, questions = await aio.open_connection(redirect, destination.host, destination.port)
         with contextlib.closing(questions):
             await asyncio.gather(copy(reader, questions), copy(answers, writer))
 
 
 async def serve(listener: socket.socket) -> None:
-    async with await asyncio.start_server(handle, sock=listener, backlog=512) as server:
+    async with await aio.start_redirect_server(handle, sock=listener, backlog=512) as server:
         await server.serve_forever()
 
 

@@ -323,7 +323,17 @@ async def start_redirect_server(
     the loop's exception handler.
     """
 
+    handling: set[asyncio.Task[Any] | None] = set()
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A loop refers to tasks weakly, and a client that has gone no longer refers to its own.
+        handling.add(asyncio.current_task())
+        try:
+            await handle(reader, writer)
+        finally:
+            handling.discard(asyncio.current_task())
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             redirect = await read_redirect(writer)
         except RedirectError as error:
