@@ -12,9 +12,10 @@ import ssl
 import sys
 from collections.abc import Collection
 
-from streams_proxy import connect, copy
+from streams_proxy import copy, go_on
 
 import wfpioctl
+from wfpioctl import aio
 
 MOST_OF_A_HELLO = 1 << 16  # bytes
 
@@ -41,10 +42,12 @@ def server_name(hello: bytes) -> str | None:
 
 
 async def handle(
-    forbidden: Collection[str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    forbidden: Collection[str],
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    redirect: wfpioctl.Redirect | None,
 ) -> None:
     with contextlib.closing(writer):
-        redirect = wfpioctl.read_redirect(writer.get_extra_info("socket"))
         if redirect is None:
             return  # nobody redirected it: there is nowhere to go
         hello, name = b"", None
@@ -59,7 +62,7 @@ async def handle(
         if name in forbidden:
             writer.transport.abort()
             return
-        answers, questions = await asyncio.open_connection(sock=await connect(redirect))
+        answers, questions = await go_on(redirect)
         with contextlib.closing(questions):
             questions.write(hello)
             await asyncio.gather(copy(reader, questions), copy(answers, writer))
@@ -67,7 +70,7 @@ async def handle(
 
 async def serve(listener: socket.socket, forbidden: Collection[str] = ()) -> None:
     accepted = functools.partial(handle, forbidden)
-    async with await asyncio.start_server(accepted, sock=listener, backlog=512) as server:
+    async with await aio.start_redirect_server(accepted, sock=listener, backlog=512) as server:
         await server.serve_forever()
 
 

@@ -21,14 +21,19 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write_eof()
 
 
+async def go_on(redirect: wfpioctl.Redirect) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the original destination, with the records set."""
+    destination = context.decode(redirect.context, "wfpsampler")
+    return await aio.open_connection(redirect, destination.host, destination.port)
+
+
 async def handle(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, redirect: wfpioctl.Redirect | None
 ) -> None:
     with contextlib.closing(writer):
         if redirect is None:
             return  # nobody redirected it: there is nowhere to go
-        destination = context.decode(redirect.context, "wfpsampler")
-        answers, questions = await aio.open_connection(redirect, destination.host, destination.port)
+        answers, questions = await go_on(redirect)
         with contextlib.closing(questions):
             await asyncio.gather(copy(reader, questions), copy(answers, writer))
 
