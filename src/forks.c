@@ -24,7 +24,7 @@ static void after(bool child) {
     simulated_after_fork(child);
     engine_after_fork();
     script_after_fork(child);
-    operations_after_fork();
+    operations_after_fork(child);
 }
 
 static void after_in_parent(void) { after(false); }

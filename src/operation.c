@@ -24,6 +24,7 @@ struct Operation {
     _Atomic(State) state;
     bool cancel_wanted;
     bool event_lent;        /* somebody outside knows the event: it is not used again */
+    unsigned process;       /* whose block it is: a forked child's events are the parent's, too */
     uint64_t routine_runs;  /* the thread that runs its completion routine, or 0 */
     DWORD returned_at_once; /* with a routine: what a success at once returned */
     bool succeeded_at_once;
@@ -47,6 +48,7 @@ static void count(atomic_llong *counter) {
 /* Blocks with their events, ready to be used again: making an event takes a system call. */
 #define SPARE_COUNT 8
 static _Atomic(Operation *) spares[SPARE_COUNT];
+static atomic_uint process; /* counts up in each forked child */
 
 static Operation *block_new(void) {
     for (size_t i = 0; i < SPARE_COUNT; i++) {
@@ -66,12 +68,14 @@ static Operation *block_new(void) {
         return NULL;
     }
     mutex_init(&block->lock);
+    block->process = atomic_load(&process);
     return block;
 }
 
 static void block_free(Operation *block) {
     answer_free(&block->answer);
-    for (size_t i = 0; i < SPARE_COUNT && !block->event_lent; i++) {
+    const bool reusable = !block->event_lent && block->process == atomic_load(&process);
+    for (size_t i = 0; i < SPARE_COUNT && reusable; i++) {
         Operation *nothing = NULL;
         if (atomic_compare_exchange_strong(&spares[i], &nothing, block)) {
             return;
@@ -311,7 +315,19 @@ static void reap(void) {
 }
 
 void operations_before_fork(void) { mutex_lock(&orphans_lock); }
-void operations_after_fork(void) { mutex_unlock(&orphans_lock); }
+
+void operations_after_fork(bool child) {
+    if (child) {
+        atomic_fetch_add(&process, 1);
+        for (size_t i = 0; i < SPARE_COUNT; i++) {
+            Operation *spare = atomic_exchange(&spares[i], NULL);
+            if (spare != NULL) {
+                block_free(spare);
+            }
+        }
+    }
+    mutex_unlock(&orphans_lock);
+}
 
 static void leave(Operation *operation) {
     count(&counters.orphaned);

@@ -54,6 +54,6 @@ OperationCounters operation_counters(void);
 
 /* Around a fork; see forks.c. */
 void operations_before_fork(void);
-void operations_after_fork(void);
+void operations_after_fork(bool child);
 
 #endif

@@ -65,12 +65,12 @@ def coroutines(serve: Callable[[socket.socket], Any]) -> Iterator[Address]:
     async def until_cancelled() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0)  # what was accepted in this very turn has its task in the next one
-        while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            for each in others:
-                each.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(10):  # what was accepted in the last turn has its task a few turns later
             await asyncio.sleep(0)
+            while others := asyncio.all_tasks() - {asyncio.current_task()}:
+                for each in others:
+                    each.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
         await loop.shutdown_default_executor()
 
     with contextlib.closing(loop), listen(backlog=512) as listener:

@@ -4,6 +4,7 @@ What a data race would do here is rarely seen; tools/harden.py tsan runs this wh
 """
 
 import contextlib
+import math
 import socket
 import sys
 import threading
@@ -230,6 +231,42 @@ def test_a_fork_under_overlapped_operations_can_go_on() -> None:
                 assert wait(child) == 0
         finally:
             ended.set()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("kept", [True, False], ids=["an_inherited_block", "a_spare_block"])
+def test_a_forked_childs_event_is_its_own(kept: bool) -> None:
+    """Blocks are used again with their events, but not those that both processes have."""
+    import os
+    import select
+
+    with Scripted(steps=[Step(data=b"answer", pending=True), Step(pending=True, delay=math.inf)]):
+        inherited = [overlapped.query_redirect_records(5)]
+        assert inherited[0].result(5) == b"answer"
+        if not kept:
+            inherited.clear()
+        started, told = os.pipe()
+        child = os.fork()
+        if child == 0:  # nothing but the exit code may leave this branch
+            code = 1
+            try:
+                inherited.clear()
+                operation = overlapped.query_redirect_records(5)
+                event = operation.event
+                os.write(told, b".")
+                code = 2 if select.select([event], [], [], 0.5)[0] else 0
+            finally:
+                os._exit(code)
+        os.read(started, 1)
+        inherited.clear()
+        aborted = overlapped.query_redirect_records(5)
+        aborted.cancel()  # sets its event
+        assert wait(child) == 0
+        with pytest.raises(wfpioctl.OperationAbortedError):
+            aborted.result(5)
+        os.close(started)
+        os.close(told)
 
 
 def wait(child: int, seconds: float = 5) -> int | None:
