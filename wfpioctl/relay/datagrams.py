@@ -132,7 +132,7 @@ class DatagramRelay(MessageProtocol):
     @property
     def counters(self) -> Counters:
         """The numbers at this moment; a connection is a flow."""
-        return self._books.counters([(flow.up, flow.down) for flow in self._flows.values()])
+        return self._books.counters([(flow.up, flow.down) for flow in [*self._flows.values()]])
 
     # ---- one flow ----
 

@@ -118,7 +118,7 @@ class Relay:
     def counters(self) -> Counters:
         """The numbers at this moment."""
         return self._books.counters(
-            [c.exchange.moved if c.exchange else (0, 0) for c in self._connections]
+            [c.exchange.moved if c.exchange else (0, 0) for c in [*self._connections]]
         )
 
     async def drain(self, timeout: float | None = None) -> bool:
