@@ -553,6 +553,14 @@ static PyMethodDef ioctl_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* An attribute of a module that is imported for it; NULL with an exception. */
+static PyObject *imported(const char *module, const char *name) {
+    PyObject *from = PyImport_ImportModule(module);
+    PyObject *value = from == NULL ? NULL : PyObject_GetAttrString(from, name);
+    Py_XDECREF(from);
+    return value;
+}
+
 static int module_exec(PyObject *module) {
     ModuleState *state = module_state(module);
     atomic_store(&state->provider, &provider_winsock);
@@ -565,22 +573,25 @@ static int module_exec(PyObject *module) {
     }
     state->winsock_started = true;
     state->fileno = PyUnicode_InternFromString("fileno");
-    if (state->fileno == NULL || PyModule_AddFunctions(module, datagram_methods) < 0 ||
-        PyModule_AddFunctions(module, simulator_methods) < 0 || overlapped_exec(module) < 0) {
+    state->error_factory = imported("wfpioctl.errors", "error_from_code");
+    PyObject *socket_type = imported("socket", "socket");
+    state->socket_type = (PyTypeObject *)socket_type;
+    if (state->fileno == NULL || state->error_factory == NULL || socket_type == NULL) {
         return -1;
     }
-    PyObject *errors = PyImport_ImportModule("wfpioctl.errors");
-    if (errors == NULL) {
+    state->socket_fileno = PyObject_GetAttr(socket_type, state->fileno);
+    if (state->socket_fileno == NULL || PyModule_AddFunctions(module, datagram_methods) < 0 ||
+        PyModule_AddFunctions(module, simulator_methods) < 0) {
         return -1;
     }
-    state->error_factory = PyObject_GetAttrString(errors, "error_from_code");
-    Py_DECREF(errors);
-    return state->error_factory == NULL ? -1 : 0;
+    return overlapped_exec(module);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     ModuleState *state = module_state(module);
     Py_VISIT(state->error_factory);
+    Py_VISIT(state->socket_type);
+    Py_VISIT(state->socket_fileno);
     Py_VISIT(state->observer);
     Py_VISIT(state->operation_type);
     return 0;
@@ -590,6 +601,8 @@ static int module_clear(PyObject *module) {
     ModuleState *state = module_state(module);
     Py_CLEAR(state->error_factory);
     Py_CLEAR(state->fileno);
+    Py_CLEAR(state->socket_type);
+    Py_CLEAR(state->socket_fileno);
     Py_CLEAR(state->observer);
     Py_CLEAR(state->operation_type);
     return 0;

@@ -11,6 +11,8 @@
 typedef struct {
     PyObject *error_factory;            /* wfpioctl.errors.error_from_code */
     PyObject *fileno;                   /* "fileno" */
+    PyTypeObject *socket_type;          /* socket.socket */
+    PyObject *socket_fileno;            /* ... and its fileno, unbound */
     _Atomic(const Provider *) provider; /* where this interpreter's IOCTLs go */
     PyObject *observer;                 /* told of each IOCTL on the engine; set once */
     PyObject *operation_type;           /* wfpioctl.overlapped.Operation */
@@ -36,13 +38,19 @@ bool is_int(PyObject *value); /* bool is none */
 bool unusual_handle(ModuleState *state, const char *function, const char *argument, PyObject *value,
                     PyObject *number, SOCKET *socket);
 
+/* What an object's fileno() returns.  An exact socket.socket can have no other fileno than its
+   class has, so that the look-up is done once for all, and not twice a connection. */
+HOT_INLINE PyObject *call_fileno(ModuleState *state, PyObject *value) {
+    return Py_IS_TYPE(value, state->socket_type)
+               ? PyObject_CallFunctionObjArgs(state->socket_fileno, value, NULL)
+               : PyObject_CallMethodObjArgs(value, state->fileno, NULL);
+}
+
 /* Convert `sock` (an int handle, or anything with fileno()); false on failure.  A closed socket is
    INVALID_SOCKET for handle_argument(), and NotASocketError for socket_argument(). */
 HOT_INLINE bool handle_argument(ModuleState *state, const char *function, const char *argument,
                                 PyObject *value, SOCKET *socket) {
-    PyObject *number = PyLong_CheckExact(value)
-                           ? Py_NewRef(value)
-                           : PyObject_CallMethodObjArgs(value, state->fileno, NULL);
+    PyObject *number = PyLong_CheckExact(value) ? Py_NewRef(value) : call_fileno(state, value);
     if (number != NULL && PyLong_CheckExact(number)) {
         int overflow;
         long long handle = PyLong_AsLongLongAndOverflow(number, &overflow); /* -1 if it overflows */
