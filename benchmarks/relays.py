@@ -16,19 +16,22 @@ HOST = "127.0.0.1"
 BLOCK = 65536
 
 
-async def ours(port: int, destination: int) -> None:
-    """The package's relay; with a provider, each connection makes its calls."""
+async def with_calls(port: int, destination: int) -> None:
+    """The package's relay as it is used: each connection goes where its context says."""
     from wfpioctl.relay import Relay
 
-    # More at once than a benchmark opens; connections that are not redirected are served too.
+    context = encode(OriginalDestination((HOST, destination)), "wfpsampler")
+    with Scripted(b"r" * 128, context):
+        async with Relay((HOST, port)):
+            await asyncio.Event().wait()
+
+
+async def without_calls(port: int, destination: int) -> None:
+    """The same relay on a system without the IOCTLs, told where everything goes."""
+    from wfpioctl.relay import Relay
+
     async with Relay((HOST, port), to=(HOST, destination), direct=True):
         await asyncio.Event().wait()
-
-
-async def with_calls(port: int, destination: int) -> None:
-    context = encode(OriginalDestination(("192.0.2.1", 443)), "wfpsampler")
-    with Scripted(b"r" * 128, context):
-        await ours(port, destination)
 
 
 async def streams(port: int, destination: int) -> None:
@@ -56,7 +59,7 @@ async def streams(port: int, destination: int) -> None:
 
 KINDS: dict[str, Callable[[int, int], Coroutine[Any, Any, None]]] = {
     "with-calls": with_calls,
-    "without-calls": ours,
+    "without-calls": without_calls,
     "streams": streams,
 }
 

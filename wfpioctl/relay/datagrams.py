@@ -158,8 +158,7 @@ class DatagramRelay(MessageProtocol):
         """Relay until cancelled, which is the orderly end, or raise RefusedError or SideError."""
         if len(self._flows) > self._max_flows:
             raise RefusedError("too many flows")
-        decided = self._gate.flow(flow.client, redirect)
-        destination = await self._gate.decide(decided)
+        destination = await self._gate.decide(flow.client, redirect)
         if is_reached(destination, self.address):
             raise RefusedError("loop", "the destination is the relay itself")
         flow.destination = destination

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..context import LAYOUTS, ContextError, Layout, OneOf, OriginalDestination, decode
+from ..context import LAYOUTS, ContextError, Layout, OneOf, OriginalDestination
 from ..redirect import Redirect
 
 Address = tuple[Any, ...]
@@ -77,36 +77,47 @@ class Gate:
         self._policy = policy
         self._policy_timeout = policy_timeout
 
-    def flow(
+    async def decide(
         self,
         client: Address,
         redirect: Redirect | None,
         ask_the_system: Callable[[], OriginalDestination | None] = lambda: None,
-    ) -> Flow:
-        """Where a client wants to go: as its context says, else as the system says."""
+    ) -> Address:
+        """Where a client's traffic goes: as ``to`` says, its context, or the system; and then the
+        policy.  RefusedError if nowhere."""
         if redirect is None and not self.direct:
             raise RefusedError("not redirected")
-        original = None
+        if self._to is not None and self._policy is None:
+            return self._to  # a context that nobody looks at can be as it likes
+        original = self._original(redirect, ask_the_system)
+        destination = self._to
+        if destination is None:
+            if original is None:
+                raise RefusedError("no destination")
+            destination = original.address
+        if self._policy is None:
+            return destination
+        return await self._ask(self._policy, Flow(client, destination, redirect, original))
+
+    def _original(
+        self,
+        redirect: Redirect | None,
+        ask_the_system: Callable[[], OriginalDestination | None],
+    ) -> OriginalDestination | None:
         try:
             if redirect is not None and redirect.context:
-                original = decode(redirect.context, self.layout)
-            elif self._to is None:
-                original = ask_the_system()
+                return self.layout.decode(redirect.context)
+            if self._to is None:
+                return ask_the_system()
         except ContextError as error:
             if self._to is None:
                 raise RefusedError("bad context", error) from None
-        if self._to is not None:
-            return Flow(client, self._to, redirect, original)
-        if original is None:
-            raise RefusedError("no destination")
-        return Flow(client, original.address, redirect, original)
+        return None
 
-    async def decide(self, flow: Flow) -> Address:
-        """Where a flow goes; RefusedError if the policy does not permit it."""
-        if self._policy is None:
-            return flow.destination
+    async def _ask(self, policy: Policy, flow: Flow) -> Address:
+        """Where the policy lets a flow go; RefusedError if it does not permit it."""
         try:
-            answer = self._policy(flow)
+            answer = policy(flow)
             if inspect.isawaitable(answer):
                 async with asyncio.timeout(self._policy_timeout):
                     answer = await answer

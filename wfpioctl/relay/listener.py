@@ -49,6 +49,11 @@ class Listener:
             self.resume()
 
     @property
+    def watches(self) -> bool:
+        """Whether the loop watches descriptors; on one that does not, a thread accepts."""
+        return self._thread is None
+
+    @property
     def closed(self) -> bool:
         return self._sock.fileno() == -1
 

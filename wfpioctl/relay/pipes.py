@@ -39,15 +39,22 @@ class Exchange:
     two events.
     """
 
-    __slots__ = ("_error", "_loop", "_over", "_pipes")
+    __slots__ = ("_error", "_going", "_loop", "_over", "_pipes")
 
-    def __init__(self, client: socket.socket, upstream: socket.socket, buffer: memoryview) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        client: socket.socket,
+        upstream: socket.socket,
+        buffer: memoryview,
+    ) -> None:
+        self._loop = loop
         self._pipes = (
             _Pipe(self, ("client", client), ("upstream", upstream), buffer),
             _Pipe(self, ("upstream", upstream), ("client", client), buffer),
         )
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._going = 2  # directions
+        self._over: asyncio.Future[None] = loop.create_future()
         self._error: SideError | None = None
 
     @property
@@ -56,20 +63,21 @@ class Exchange:
         up, down = self._pipes
         return up.moved, down.moved
 
-    async def run(self) -> None:
-        """Copy until both directions have ended in order; raise SideError if they have not."""
-        up, down = self._pipes
-        try:
-            up.start(self._loop)
-            down.start(self._loop)
-        except NotImplementedError:  # the proactor
-            await self._run_awaiting()
-        else:
+    async def run(self, *, watching: bool) -> None:
+        """Copy until both directions have ended in order; raise SideError if they have not.
+
+        ``watching``: whether the loop can watch descriptors.
+        """
+        if watching:
             await self._run_watching()
+        else:
+            await self._run_awaiting()
         if self._error is not None:
             raise self._error
 
     async def _run_watching(self) -> None:
+        for pipe in self._pipes:
+            pipe.start(self._loop)
         try:
             await self._over
         finally:
@@ -86,8 +94,10 @@ class Exchange:
             await asyncio.wait(tasks)
 
     @property
-    def failed(self) -> bool:
-        return self._error is not None
+    def end_is_passed_on(self) -> bool:
+        """Whether a side is to be told that the other has ended; if not, its socket's close does,
+        which follows."""
+        return self._going > 1 and self._error is None
 
     def fail(self, side: Side, error: BaseException) -> None:
         """End both directions now."""
@@ -101,8 +111,8 @@ class Exchange:
             self._error = SideError(side, error)
 
     def direction_ended(self) -> None:
-        up, down = self._pipes
-        if up.ended and down.ended and not self._over.done():
+        self._going -= 1
+        if self._going == 0 and not self._over.done():
             self._over.set_result(None)
 
 
@@ -207,7 +217,7 @@ class _Pipe:
     # ---- on both ----
 
     def _pass_end_on(self) -> None:
-        if not self._exchange.failed:
+        if self._exchange.end_is_passed_on:
             with contextlib.suppress(OSError):  # reset meanwhile: the other direction meets it
                 self._target.shutdown(socket.SHUT_WR)
         self._end()

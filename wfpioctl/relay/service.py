@@ -12,6 +12,7 @@ from typing import Self
 from ..context import Layout, OneOf, OriginalDestination, original_destination
 from ..errors import NotConnectedError, NotSupportedError, RedirectError
 from ..redirect import Redirect, read_redirect, socket_factory
+from .connect import connect
 from .counters import Books, Counters, IdleTimeoutError
 from .decide import Address, Gate, Policy, RefusedError
 from .listener import Listener, is_reached
@@ -163,17 +164,19 @@ class Relay:
         """Relay to an orderly end, or raise RefusedError or SideError."""
         client = connection.client
         redirect = self._read_redirect(client)
-        flow = self._gate.flow(connection.peer, redirect, lambda: self._ask_the_system(client))
-        connection.destination = destination = await self._gate.decide(flow)
+        destination = await self._gate.decide(
+            connection.peer, redirect, lambda: self._ask_the_system(client)
+        )
+        connection.destination = destination
         if is_reached(destination, self.address):
             raise RefusedError("loop", "the destination is the relay itself")
         with self._outbound(destination, redirect) as upstream:
             try:
                 await self._connect(upstream, destination)
-                _send_at_once(client)
-                _send_at_once(upstream)
-                connection.exchange = Exchange(client, upstream, self._buffer)
-                await connection.exchange.run()
+                _send_at_once(client, upstream)
+                exchange = Exchange(self._loop, client, upstream, self._buffer)
+                connection.exchange = exchange
+                await exchange.run(watching=self._listener.watches)
             except BaseException:
                 _reset_on_close(upstream)
                 raise
@@ -213,8 +216,10 @@ class Relay:
 
     async def _connect(self, upstream: socket.socket, destination: Address) -> None:
         try:
-            async with asyncio.timeout(self._connect_timeout):
-                await self._loop.sock_connect(upstream, destination)
+            await connect(
+                *(self._loop, upstream, destination, self._connect_timeout),
+                watches=self._listener.watches,
+            )
         except OSError as error:
             raise SideError("upstream", error) from None
 
@@ -253,6 +258,7 @@ def _reset_on_close(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
 
-def _send_at_once(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _send_at_once(*socks: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # one has gone already: the exchange meets it
+        for sock in socks:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
