@@ -283,6 +283,24 @@ def test_socket_may_be_a_handle_or_have_a_fileno(redirected: Redirected, query: 
     assert query(handle) == query(HasFileno(handle)) == expected
 
 
+class Forwarding(socket.socket):
+    """A socket that stands for another one."""
+
+    meant: socket.socket
+
+    def fileno(self) -> int:
+        return self.meant.fileno()
+
+
+@every_query
+def test_a_subclass_of_socket_may_have_a_fileno_of_its_own(
+    redirected: Redirected, query: Query
+) -> None:
+    with Forwarding() as standing:
+        standing.meant = redirected.accepted
+        assert query(standing) == query(redirected.accepted)
+
+
 @pytest.mark.parametrize("function", ["query_redirect_records", "transfer_redirect_records"])
 def test_success_runs_no_python_code(function: str) -> None:
     """The public function is the C function, and nothing but it runs."""
