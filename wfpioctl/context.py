@@ -491,17 +491,17 @@ class Layout:
             raise ContextError(self.name, "context", offset, expected, f"{len(data)}")
         values: dict[str, Any] = {}
         offset = 0
-        try:
-            for field, decode_value, order in self._steps:
-                if decode_value is not None:
+        for field, decode_value, order in self._steps:
+            if decode_value is not None:
+                try:
                     value = decode_value(field, data, offset, order)
-                    if field.equals is None:
-                        values[field.name] = value
-                    elif value != field.equals:
+                    if field.equals is not None and value != field.equals:
                         raise _Mismatch(0, repr(field.equals), repr(value))
-                offset += field.size
-        except _Mismatch as wrong:
-            raise self._error(field, offset, wrong) from None
+                except _Mismatch as wrong:
+                    raise self._error(field, offset, wrong) from None
+                if field.equals is None:
+                    values[field.name] = value
+            offset += field.size
         destination = _join_address(values, *_DESTINATION)
         assert destination is not None  # the field is there, and not optional
         return OriginalDestination(
