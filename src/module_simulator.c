@@ -128,9 +128,6 @@ static int parse_socket(PyObject *value, void *result) {
 
 static bool fill_steps(Script *script, PyObject *steps) {
     Py_ssize_t count = PyTuple_Size(steps);
-    if (count < 0) {
-        return false;
-    }
     script->steps = calloc((size_t)count + 1, sizeof *script->steps);
     script->calls = calloc(SCRIPT_MAX_CALLS, sizeof *script->calls);
     if (script->steps == NULL || script->calls == NULL) {

@@ -67,17 +67,9 @@ static uint64_t socket_identity(SOCKET socket) {
     return fstat((int)socket, &status) == 0 ? (uint64_t)status.st_ino : 0;
 }
 
+/* Else it is not connected: ENOTCONN, and of one that was reset EINVAL on some systems. */
 static DWORD socket_error(void) {
-    switch (errno) {
-    case EBADF:
-    case ENOTSOCK:
-        return WSAENOTSOCK;
-    case ENOTCONN:
-    case EINVAL: /* a connection that was reset, on some systems */
-        return WSAENOTCONN;
-    default:
-        return WSAEINVAL;
-    }
+    return errno == EBADF || errno == ENOTSOCK ? WSAENOTSOCK : WSAENOTCONN;
 }
 
 #define SOCKET_ARGUMENT(socket) ((int)(socket))
@@ -127,19 +119,12 @@ static DWORD check_type(SOCKET socket, int wanted, DWORD other) {
 
 /* Both ends of a connection as its accepted side sees them, or a code (W18). */
 static DWORD connection_ends(SOCKET socket, Endpoint *remote, Endpoint *local) {
-    struct sockaddr_storage storage;
-    socklen_t size = sizeof storage;
-    if (getpeername(SOCKET_ARGUMENT(socket), (struct sockaddr *)&storage, &size) != 0) {
+    struct sockaddr_storage peer, name;
+    if (!winsock_peer(socket, &peer) || !winsock_name(socket, &name)) {
         return socket_error();
     }
-    if (!endpoint_from_sockaddr(&storage, remote)) {
-        return WSAEOPNOTSUPP;
-    }
-    size = sizeof storage;
-    if (getsockname(SOCKET_ARGUMENT(socket), (struct sockaddr *)&storage, &size) != 0) {
-        return socket_error();
-    }
-    return endpoint_from_sockaddr(&storage, local) ? 0 : WSAEOPNOTSUPP;
+    bool known = endpoint_from_sockaddr(&peer, remote) && endpoint_from_sockaddr(&name, local);
+    return known ? 0 : WSAEOPNOTSUPP;
 }
 
 /* ---- the table ------------------------------------------------------------------------------- */
@@ -149,7 +134,7 @@ typedef enum {
     LISTENER,
     SOCKET_RECORDS,
     DATAGRAM_FLOW,
-    SOCKET_OPTION, /* there while it is on (W41) */
+    SOCKET_OPTION, /* there once it is on (W41) */
     SOCKET_TARGET,
 } EntryKind;
 
@@ -661,32 +646,21 @@ static int WSAAPI engine_last_error(void) { return WSAGetLastError(); }
 
 /* ---- datagrams ------------------------------------------------------------------------------- */
 
-static DWORD set_option(SOCKET socket, int level, int option, const char *value, int size) {
-    DWORD enable, error = check_type(socket, SOCK_DGRAM, WSAENOPROTOOPT);
+static DWORD enable_option(SOCKET socket, int level, int option) {
+    DWORD error = check_type(socket, SOCK_DGRAM, WSAENOPROTOOPT);
     if (error != 0) {
         return error;
     }
-    if ((option != IP_WFP_REDIRECT_RECORDS && option != IP_WFP_REDIRECT_CONTEXT) ||
-        (level != IPPROTO_IP && level != IPPROTO_IPV6)) {
-        return WSAENOPROTOOPT;
-    }
-    if (size != (int)sizeof enable) {
-        return WSAEFAULT;
-    }
-    memcpy(&enable, value, sizeof enable);
     Owner owner = {socket, socket_identity(socket)};
     Key key = key_of_option(owner.socket, owner.identity, level, option);
-    if (enable == 0) {
-        remove_key(&key);
-        return 0;
-    }
     return insert_of(&owner, entry_new(SOCKET_OPTION, &key, &(FlowData){0})) ? 0 : WSAENOBUFS;
 }
 
+/* Only called to turn one of the options of W41 on. */
 static int WSAAPI engine_setsockopt(SOCKET socket, int level, int option, const char *value,
                                     int size) {
-    DWORD error =
-        atomic_load(&is_open) ? set_option(socket, level, option, value, size) : WSAENOPROTOOPT;
+    (void)value, (void)size;
+    DWORD error = atomic_load(&is_open) ? enable_option(socket, level, option) : WSAENOPROTOOPT;
     WSASetLastError((int)error);
     return error == 0 ? 0 : SOCKET_ERROR;
 }
