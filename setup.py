@@ -24,14 +24,16 @@ LIMITED = WINDOWS_PYTHON is not None or not sysconfig.get_config_var("Py_GIL_DIS
 INSTRUMENTS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "tsan": ["-fsanitize=thread"],
-    "coverage": ["--coverage", "-O0", "-fprofile-update=atomic"],
+    # -u: a forked child that ends by os._exit() can write its counts (tests/support.py).
+    "coverage": ["--coverage", "-O0", "-fprofile-update=atomic", "-Wl,-u,__gcov_dump"],
     "fuzz": ["-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=all"],
 }
 BUILD = os.environ.get("WFPIOCTL_BUILD")
 INSTRUMENT = INSTRUMENTS[BUILD] if BUILD else []
 
-# Those in which the C allocator can be told to fail: tests/test_failing_malloc.py says when.
-FAILING_MALLOC = BUILD in ("asan", "coverage")
+# Those in which the C allocator can be told to fail, and the start of a thread:
+# tests/test_failing_malloc.py says when.
+FAILING_MALLOC = ["malloc", "calloc", "pthread_create"] if BUILD in ("asan", "coverage") else []
 
 FLAGS = {
     "msvc": ["/std:c11", "/experimental:c11atomics", "/W4", "/WX", "/Brepro"],
@@ -62,8 +64,7 @@ class BuildExt(build_ext):
             if INSTRUMENT:
                 extension.extra_compile_args += [*INSTRUMENT, "-g", "-fno-omit-frame-pointer"]
                 extension.extra_link_args += INSTRUMENT
-            if FAILING_MALLOC:
-                extension.extra_link_args += ["-Wl,--wrap=malloc", "-Wl,--wrap=calloc"]
+            extension.extra_link_args += [f"-Wl,--wrap={name}" for name in FAILING_MALLOC]
         if WINDOWS_PYTHON:
             self.target_windows(WINDOWS_PYTHON)
         super().build_extensions()
@@ -117,7 +118,7 @@ setup(
     ext_modules=[
         Extension(
             "wfpioctl._wfpioctl",
-            sources=sorted(glob("src/*.c")) + ["tests/failing_malloc.c"] * FAILING_MALLOC,
+            sources=sorted(glob("src/*.c")) + ["tests/failing_malloc.c"] * bool(FAILING_MALLOC),
             depends=sorted(glob("src/*.h")),
             define_macros=[("Py_LIMITED_API", "0x030b0000")] if LIMITED else [],
             py_limited_api=LIMITED,

@@ -1,15 +1,18 @@
 """What the tests share besides fixtures: addresses, groups of functions, small programs."""
 
 import contextlib
+import ctypes
+import os
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 
 import wfpioctl
+from wfpioctl import _wfpioctl
 from wfpioctl.simulator import DIALECTS, Driver, Engine
 
 ORIGINAL = ("203.0.113.7", 443)  # where apps want to go; no such host exists (RFC 5737)
@@ -120,6 +123,19 @@ def running(*targets: Callable[[], object]) -> Iterator[list[threading.Thread]]:
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     if errors:
         raise errors[0]
+
+
+# ---- forks ----
+
+# Of a build that counts its lines; looked up before any fork, for the loader has a lock.
+write_counts = getattr(ctypes.CDLL(str(_wfpioctl.__file__)), "__gcov_dump", None)
+
+
+def end_child(code: int) -> NoReturn:
+    """End a forked child, without whatever the parent would still do."""
+    if write_counts is not None:
+        write_counts()
+    os._exit(code)
 
 
 # ---- every function that makes an IOCTL, in a form that a table of tests can use ----

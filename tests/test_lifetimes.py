@@ -9,7 +9,7 @@ import textwrap
 import threading
 
 import pytest
-from support import ORIGINAL, accept, address_of, listen
+from support import ORIGINAL, accept, address_of, end_child, listen
 
 import wfpioctl
 from wfpioctl.simulator import Engine, Scripted
@@ -102,7 +102,7 @@ def test_a_fork_inherits_the_engine_and_disturbs_nobody() -> None:
                         assert wfpioctl.query_redirect_records(5) == b"child"
                     code = 0
                 finally:
-                    os._exit(code)
+                    end_child(code)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
             assert wfpioctl.query_redirect_context(accepted) == b"context"
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from support import ORIGINAL, Redirected, accept, address_of, listen, running
+from support import ORIGINAL, Redirected, accept, address_of, end_child, listen, running
 
 import wfpioctl
 from wfpioctl import overlapped
@@ -171,7 +171,7 @@ def test_a_fork_under_calls_can_go_on(redirected: Redirected, provider: str) -> 
                         assert wfpioctl.query_redirect_context(accepted) == b"context"
                         code = 0
                     finally:
-                        os._exit(code)
+                        end_child(code)
                 status = wait(child)
                 assert status == 0, "the child hangs" if status is None else status
             ended.set()
@@ -197,11 +197,11 @@ def test_a_fork_leaves_pending_operations_to_the_parent() -> None:
             try:
                 with contextlib.suppress(wfpioctl.OperationAbortedError):
                     inherited.result(5)
-                    os._exit(2)
+                    end_child(2)
                 assert overlapped.query_redirect_records(5).result(5) == b"late"
                 code = 0
             finally:
-                os._exit(code)
+                end_child(code)
         assert inherited.result(5) == b"late"
         assert wait(child) == 0
 
@@ -227,7 +227,7 @@ def test_a_fork_under_overlapped_operations_can_go_on() -> None:
                         assert overlapped.query_redirect_records(5).result(5) == b"records"
                         code = 0
                     finally:
-                        os._exit(code)
+                        end_child(code)
                 assert wait(child) == 0
         finally:
             ended.set()
@@ -257,7 +257,7 @@ def test_a_forked_childs_event_is_its_own(kept: bool) -> None:
                 os.write(told, b".")
                 code = 2 if select.select([event], [], [], 0.5)[0] else 0
             finally:
-                os._exit(code)
+                end_child(code)
         os.read(started, 1)
         inherited.clear()
         aborted = overlapped.query_redirect_records(5)
