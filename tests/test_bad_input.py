@@ -15,7 +15,7 @@ import pytest
 from support import Redirected
 
 import wfpioctl
-from wfpioctl import _wfpioctl
+from wfpioctl import _wfpioctl, datagram
 from wfpioctl.simulator import Engine, Scripted, Step
 
 
@@ -294,6 +294,43 @@ def test_wrong_number_of_arguments(untouched: None, function: str, least: int, m
             call(*range(3, 3 + count))
     with pytest.raises(TypeError, match=rf"{function}\(\) takes no keyword arguments"):
         call(*range(3, 3 + least - 1), sock=3)
+
+
+@pytest.mark.parametrize(
+    ("function", "counts"),
+    [
+        ("overlapped_start", (3, 5)),
+        ("overlapped_call", (2, 4)),
+        ("recvmsg", (1, 4)),
+        ("recvmsg_into", (1, 5)),
+        ("sendmsg", (2, 5)),
+        ("parse_control", (0, 3)),
+    ],
+)
+def test_wrong_number_of_arguments_of_what_the_package_calls(
+    untouched: None, function: str, counts: tuple[int, int]
+) -> None:
+    for count in counts:
+        with pytest.raises(TypeError, match=rf"{function}\(\) takes .* \({count} given\)"):
+            getattr(_wfpioctl, function)(*range(count))
+
+
+@pytest.mark.parametrize("function", ["overlapped_start", "overlapped_call"])
+def test_a_code_that_is_none_starts_nothing(untouched: None, function: str) -> None:
+    others = (5, None, False) if function == "overlapped_start" else (5, None)
+    for code, error in ((1 << 80, OverflowError), (-1, OverflowError), ("1", TypeError)):
+        with pytest.raises(error):
+            getattr(_wfpioctl, function)(code, *others)
+
+
+def test_a_time_to_sleep_that_is_none() -> None:
+    with pytest.raises(TypeError):
+        _wfpioctl.overlapped_sleep("1")  # type: ignore[arg-type]
+
+
+def test_a_socket_to_be_enabled_that_is_none() -> None:
+    with pytest.raises(TypeError, match=r"^enable_redirect_metadata\(\): sock must be"):
+        datagram.enable_redirect_metadata("5")  # type: ignore[arg-type]
 
 
 # ---- buffers ----

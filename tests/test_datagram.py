@@ -1,6 +1,8 @@
 """UDP: datagrams, and the control data that comes with the first of a redirected flow."""
 
+import contextlib
 import errno
+import mmap
 import random
 import socket
 import sys
@@ -12,7 +14,7 @@ from support import LOOPBACKS, TIMEOUT, Udp, address_of, needs_ipv6, running
 
 from wfpioctl import ProtocolOptionError, RedirectError, _wfpioctl, datagram
 from wfpioctl.datagram import Datagram, Received
-from wfpioctl.simulator import Engine
+from wfpioctl.simulator import Engine, Scripted
 from wfpioctl.simulator.records import encode_records
 
 MAX_CONTROL = 1 << 20
@@ -173,6 +175,37 @@ def test_a_signal_interrupts_only_if_its_handler_raises(udp: Udp) -> None:
     assert handled == 2
 
 
+@pytest.mark.linux_program
+def test_a_signal_interrupts_sending_only_if_its_handler_raises() -> None:
+    import signal
+
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    handled = 0
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal handled
+        handled += 1
+        if handled == 1:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with sender, receiver:
+            sender.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    datagram.sendmsg(sender, bytes(1000), None)
+            sender.setblocking(True)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            with pytest.raises(KeyboardInterrupt):
+                datagram.sendmsg(sender, bytes(1000), None)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert handled == 2
+
+
 # ---- errors ----
 
 
@@ -202,6 +235,14 @@ def test_a_datagram_that_no_system_sends_fails_as_in_socket(udp: Udp) -> None:
     with pytest.raises(OSError) as caught:  # noqa: PT011
         datagram.sendmsg(sock, bytes(70_000), address_of(sock))
     assert caught.value.errno == expected.value.errno
+
+
+@pytest.mark.linux_program  # which gives memory only once it is touched
+def test_a_datagram_whose_size_no_call_can_name_is_too_long(udp: Udp) -> None:
+    sock = udp()
+    with mmap.mmap(-1, 1 << 31) as huge, pytest.raises(OSError, match="too long") as caught:
+        datagram.sendmsg(sock, huge, address_of(sock))
+    assert caught.value.errno == errno.EMSGSIZE
 
 
 def test_W04_W41_a_system_without_WFP_has_no_such_option(udp: Udp) -> None:
@@ -356,6 +397,28 @@ def test_W41_a_dual_stack_socket_is_enabled_for_both_families(
             redirected = flow(family=family, proxy=proxy, enable=False)
             redirected.app.sendto(b"one", (host, address_of(proxy)[1]))
             assert datagram.recvmsg(proxy, 100).records == redirected.records
+
+
+def test_a_script_takes_the_options_of_any_socket(tcp: socket.socket) -> None:
+    with Scripted(b"records"):
+        datagram.enable_redirect_metadata(tcp)
+
+
+def test_without_a_datagram_a_redirected_socket_does_as_others_do(
+    flow: Callable[..., Flow],
+) -> None:
+    redirected = flow()
+    redirected.proxy.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        datagram.recvmsg(redirected.proxy, 100)
+
+
+@pytest.mark.linux_program
+def test_datagrams_of_other_families_pass_an_engine_untouched(engine: Engine) -> None:
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with sender, receiver:
+        datagram.sendmsg(sender, b"data", None)
+        assert datagram.recvmsg(receiver, 100) == (b"data", None, 0, None, None)
 
 
 def test_a_tcp_socket_has_no_such_option(engine: Engine, tcp: socket.socket) -> None:

@@ -476,6 +476,14 @@ class TestAsC:
             assert call_as_c(redirected.accepted.fileno(), code, None, 99)[0] == 10045
 
 
+@pytest.mark.linux_program
+@pytest.mark.usefixtures("engine")
+def test_a_connection_that_is_neither_ipv4_nor_ipv6_is_not_supported() -> None:
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other, pytest.raises(wfpioctl.NotSupportedError):
+        wfpioctl.query_redirect_records(one)
+
+
 def test_scripted_provider_as_c() -> None:
     with Scripted(steps=[Step(4711, data=b"xyz", returned=99)]) as script:
         assert call_as_c(12345, 0xDEADBEEF, b"in", 2) == (4711, 99, b"xy")

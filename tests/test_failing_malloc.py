@@ -1,7 +1,8 @@
 """The C allocator fails, at each allocation in turn: MemoryError (or the code for it), and then all
 is as before.
 
-Only the instrumented builds have an allocator that can be told to fail: tools/harden.py makes them.
+Only the instrumented builds have an allocator that can be told to fail, and with it the start of a
+thread: tools/harden.py makes them.
 """
 
 import contextlib
@@ -16,8 +17,9 @@ import pytest
 from support import ORIGINAL, accept, address_of, listen
 
 import wfpioctl
-from wfpioctl import _wfpioctl, overlapped
+from wfpioctl import _wfpioctl, datagram, overlapped
 from wfpioctl.simulator import Engine, Scripted, Step
+from wfpioctl.simulator.records import encode_records
 
 BIG = bytes(100_000)  # more than the stack holds: the answer is put on the heap
 
@@ -134,6 +136,55 @@ def test_a_table_that_cannot_grow_takes_more_flows_all_the_same() -> None:
                 )
         COUNTER.value = 0
         assert engine.flow_count == 2000
+
+
+def test_datagrams_survive_each_failure() -> None:
+    with (
+        Engine() as engine,
+        socket.socket(type=socket.SOCK_DGRAM) as app,
+        socket.socket(type=socket.SOCK_DGRAM) as proxy,
+    ):
+        for sock in (app, proxy):
+            sock.bind(("127.0.0.1", 0))
+        datagram.enable_redirect_metadata(proxy)
+        records = encode_records(1, [], 20_000)  # more than the room for control data holds
+        _wfpioctl.engine_add_datagram_flow(
+            app.fileno(), address_of(app), address_of(proxy)[1], 1, records, b"context"
+        )
+
+        def send() -> None:
+            datagram.sendmsg(app, b"data", address_of(proxy), records=records)
+
+        assert sweep(send) == 1
+
+        def peek() -> None:
+            peeked = datagram.recvmsg(proxy, 100, socket.MSG_PEEK)
+            assert (peeked.records, peeked.context) == (records, b"context")
+
+        assert sweep(peek) == 1
+        assert engine.flow_count == 1
+
+
+def test_an_operation_that_no_thread_can_end_fails_at_once() -> None:
+    """A SET does; a QUERY takes WSAENOBUFS for a buffer too small, and tries again (W15)."""
+
+    def call() -> None:
+        overlapped.set_redirect_records(5, b"records").result(5)
+
+    with Scripted(steps=[Step(pending=True)]):
+        call()  # leaves a block to use again
+        assert sweep(call, wfpioctl.RedirectError) == 2
+
+
+def test_a_success_whose_routine_cannot_be_queued_is_a_failure() -> None:
+    def call() -> None:
+        operation = overlapped.set_redirect_records(5, b"records", completion=lambda _: None)
+        assert overlapped.sleep(0) == 1
+        operation.result(0)
+
+    with Scripted(steps=[Step()]):
+        call()
+        assert sweep(call, wfpioctl.RedirectError) == 1
 
 
 @pytest.mark.parametrize("size", [10, 100_000])

@@ -1,13 +1,21 @@
 """What importing says and does, built or not."""
 
+import gc
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+from support import Pair
 
 import wfpioctl
+from wfpioctl import _wfpioctl
+from wfpioctl.simulator import Engine
 
 
 def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -97,3 +105,36 @@ def test_importing_connects_nothing_and_simulates_nothing() -> None:
         "assert dict(vars(socket.socket)) == before\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def another_extension() -> ModuleType:
+    """The extension once more, with a state of its own, as each interpreter has it."""
+    spec = importlib.util.spec_from_file_location("wfpioctl._wfpioctl", _wfpioctl.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_extension_without_its_errors_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wfpioctl.errors", None)
+    with pytest.raises(ImportError, match=r"wfpioctl\.errors"):
+        another_extension()
+    monkeypatch.undo()
+    assert another_extension().query_redirect_records is not wfpioctl.query_redirect_records
+
+
+def test_an_extension_that_goes_takes_its_engine_along(pair: Pair) -> None:
+    module = another_extension()
+    module.engine_start(122, 1, 0, 1168, 0, 1)
+    with pytest.raises(RuntimeError, match="another Engine or Scripted is active"):
+        Engine().__enter__()
+    with pytest.raises(wfpioctl.NotSupportedError):
+        wfpioctl.query_redirect_records(pair.server)  # not simulated in this one
+    with pytest.raises(wfpioctl.NotRedirectedError):
+        module.query_redirect_records(pair.server)
+    del module
+    gc.collect()
+    with Engine(), pytest.raises(wfpioctl.NotRedirectedError):
+        wfpioctl.query_redirect_records(pair.server)

@@ -277,6 +277,14 @@ class HasFileno:
 
 
 @every_query
+def test_handle_may_be_of_a_subclass_of_int(redirected: Redirected, query: Query) -> None:
+    class Handle(int):
+        pass
+
+    assert query(Handle(redirected.accepted.fileno())) == query(redirected.accepted)
+
+
+@every_query
 def test_socket_may_be_a_handle_or_have_a_fileno(redirected: Redirected, query: Query) -> None:
     expected = query(redirected.accepted)
     handle = redirected.accepted.fileno()

@@ -56,6 +56,8 @@ CALLS = {
     "overlapped_start": "overlapped_start(0x980000DC, Sock(), None, False).result(0.0)",
 }
 
+ANSWERS = {"usual": (128, 1), "grown": (100_000, 100_000)}  # bytes of records, of context
+
 
 def run(program: str) -> str:
     done = subprocess.run(
@@ -83,10 +85,104 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("sizes", ANSWERS.values(), ids=ANSWERS)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_success_survives_every_failed_allocation(call: str) -> None:
-    out = run(f"with Scripted(b'r' * 128, b'c'):\n    {call}\n    print(sweep(lambda: {call}))\n")
+def test_success_survives_every_failed_allocation(call: str, sizes: tuple[int, int]) -> None:
+    """Into 8192 bytes a grown answer does not go: then it is the error that is made."""
+    out = run(
+        f"""
+def call():
+    try:
+        {call}
+    except wfpioctl.InsufficientBufferError:
+        pass
+with Scripted(bytes({sizes[0]}), bytes({sizes[1]})):
+    call()
+    print(sweep(call))
+"""
+    )
     assert int(out) >= 1
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 12),
+    reason="CPython 3.12 and 3.13 themselves crash where a frame's allocation fails",
+)
+def test_what_the_engine_notes_survives_every_failed_allocation() -> None:
+    """The answer was there, but its trace was not to be had: the caller is told."""
+    run(
+        """
+from wfpioctl import _wfpioctl
+listener = socket.create_server(("127.0.0.1", 0))
+with Engine() as engine, socket.socket() as app, socket.socket() as outbound:
+    engine.add_driver("A", proxy=listener.getsockname(), match=("203.0.113.7", 80))
+    app.connect(("203.0.113.7", 80))
+    accepted, _ = listener.accept()
+    records = wfpioctl.query_redirect_records(accepted)
+    for call in (
+        lambda: wfpioctl.query_redirect_records(accepted),
+        lambda: wfpioctl.set_redirect_records(outbound, records),
+        lambda: overlapped_call(0x980000DC, accepted, None),
+        lambda: read_redirect_parts(accepted),
+    ):
+        assert sweep(call) > 1
+    assert read_redirect_parts(accepted) == (records, b"")
+    accepted.close()
+"""
+    )
+
+
+def test_datagrams_survive_every_failed_allocation() -> None:
+    run(
+        """
+from wfpioctl import _wfpioctl
+sock = socket.socket(type=socket.SOCK_DGRAM)
+sock.bind(("127.0.0.1", 0))
+address = sock.getsockname()
+for receive in (
+    lambda: _wfpioctl.recvmsg(sock, 1000), lambda: _wfpioctl.recvmsg_into(sock, bytearray(1000))
+):
+    def call():
+        _wfpioctl.sendmsg(sock, b"data", address)
+        receive()
+    call()
+    sweep(call)
+"""
+    )
+
+
+def test_what_a_script_recorded_survives_every_failed_allocation() -> None:
+    run(
+        """
+from wfpioctl._wfpioctl import scripted_calls
+with Scripted(steps=[Step()]):
+    for _ in range(20):
+        wfpioctl.set_redirect_records(5, b"records" * 100)
+    assert sweep(scripted_calls) > 20
+    assert len(scripted_calls()) == 20
+"""
+    )
+
+
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13),
+    reason="CPython 3.13 itself crashes where a type's dictionary cannot grow",
+)
+def test_an_import_survives_every_failed_allocation() -> None:
+    run(
+        """
+import _imp, importlib.util
+from wfpioctl import _wfpioctl
+spec = importlib.util.spec_from_file_location("wfpioctl._wfpioctl", _wfpioctl.__file__)
+def call():
+    try:
+        _imp.exec_dynamic(_imp.create_dynamic(spec))
+    except SystemError:  # PyType_FromModuleAndSpec() can fail without an exception
+        raise MemoryError
+call()
+assert sweep(call) > 20
+"""
+    )
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

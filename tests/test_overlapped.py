@@ -3,6 +3,7 @@
 import _thread
 import contextlib
 import ctypes
+import errno
 import math
 import pickle
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, get_origin
 
@@ -357,6 +359,26 @@ def test_no_step_can_end_by_saying_that_it_pends() -> None:
 
 
 class TestEvent:
+    @pytest.mark.linux_program  # there, an event is a descriptor
+    def test_there_is_none_to_be_had(self) -> None:
+        import resource
+
+        def start() -> Operation[bytes]:
+            return overlapped.query_redirect_records(HANDLE)
+
+        with Scripted(steps=[NEVER]), contextlib.ExitStack() as operations:
+            for _ in range(20):  # no event is left over from earlier ones
+                operations.enter_context(start())
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+            try:
+                with pytest.raises(OSError, match="Too many open files") as caught:
+                    start()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert caught.value.errno == errno.EMFILE
+            operations.enter_context(start())
+
     @pytest.mark.parametrize("code", [0, 10057])
     @every_ending
     def test_is_set_when_it_has_ended(self, code: int, ending: dict[str, Any]) -> None:
@@ -478,6 +500,18 @@ class TestDropped:
         after = overlapped.counters()
         assert after.cancelled == before.cancelled + 1
         assert after.orphaned == before.orphaned
+
+    def test_a_warning_that_is_an_error_cannot_be_raised(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is reported as every error is that nobody can catch."""
+        reported: list[type[BaseException] | None] = []
+        monkeypatch.setattr(sys, "unraisablehook", lambda error: reported.append(error.exc_type))
+        with Scripted(steps=[NEVER]), warnings.catch_warnings():
+            warnings.simplefilter("error", ResourceWarning)
+            overlapped.query_redirect_records(HANDLE)
+        assert reported == [ResourceWarning]
+        assert pending() == 0
 
     @pytest.mark.parametrize("step", [Step(), Step(code=10057), Step(pending=True)])
     def test_after_its_end_is_not_warned_of(self, step: Step) -> None:
@@ -718,20 +752,25 @@ class TestCompletionRoutine:
             while len(ran) < 3:
                 assert overlapped.sleep(TIMEOUT) == 1
 
-    def test_runs_in_the_thread_that_started_it(self, ran: list[Operation[Any]]) -> None:
+    @pytest.mark.parametrize("waits", [False, True], ids=["later", "at once"])
+    def test_runs_in_the_thread_that_started_it(
+        self, ran: list[Operation[Any]], waits: bool
+    ) -> None:
         threads: list[threading.Thread] = []
-        ended = threading.Event()
+        began, slept = threading.Event(), threading.Event()
 
         def other() -> None:
             overlapped.query_redirect_records(
                 HANDLE, completion=lambda _: threads.append(threading.current_thread())
             )
-            ended.set()
+            began.set()
+            assert waits or slept.wait(TIMEOUT)  # it is due all the while
             assert overlapped.sleep(TIMEOUT) == 1
 
-        with Scripted(steps=[Step(pending=True)]), running(other) as started:
-            assert ended.wait(TIMEOUT)
+        with Scripted(steps=[Step(pending=waits)]), running(other) as started:
+            assert began.wait(TIMEOUT)
             assert overlapped.sleep(0.02) == 0
+            slept.set()
         assert threads == started
 
     def test_result_in_another_thread_waits_for_the_routine(

@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 import pytest
+from support import Pair
 
 from wfpioctl import _wfpioctl
 from wfpioctl.simulator import Engine, Scripted, wsaioctl_address
@@ -17,13 +18,20 @@ ENGINE: dict[str, tuple[Any, ...]] = {
     "engine_remove_flow": (END, END),
     "engine_add_listener": (1, 1, b"", b""),
     "engine_remove_listener": (1,),
+    "engine_add_datagram_flow": (5, END, 1, 1, b"", b""),
+    "engine_set_target": (5, END, "target"),
+    "engine_target_of": (5, END),
     "engine_flow_id": (5,),
     "engine_records_of": (5,),
     "engine_make_records": (b"",),
     "engine_counts": (),
     "engine_stop": (),
 }
-SCRIPTED: dict[str, tuple[Any, ...]] = {"scripted_calls": (), "scripted_stop": ()}
+SCRIPTED: dict[str, tuple[Any, ...]] = {
+    "scripted_calls": (),
+    "scripted_abort": (5,),
+    "scripted_stop": (),
+}
 
 
 @pytest.mark.parametrize("name", [*ENGINE, *SCRIPTED])
@@ -72,6 +80,11 @@ def test_listeners_come_and_go() -> None:
         _wfpioctl.engine_add_listener(1, 7, b"records", b"context")
         assert _wfpioctl.engine_remove_listener(1)
         assert not _wfpioctl.engine_remove_listener(1)
+
+
+def test_a_connection_that_nobody_redirected_is_no_flow(pair: Pair) -> None:
+    with Engine(intercept=False):
+        assert _wfpioctl.engine_flow_id(pair.server.fileno()) == 0
 
 
 def test_blobs_have_a_limit() -> None:

@@ -47,7 +47,7 @@ THREAD_TESTS = (
 OWN_FRAME = re.compile(r"^ +#[01] .*\bsrc/\w+\.[ch]:\d+", re.MULTILINE)
 
 # Not to be lost again, in percent; the goals are 98 and 100.
-MIN_C_LINES = 95.0
+MIN_C_LINES = 98.0
 MIN_PYTHON = 94.0
 
 MAX_KEPT = 300  # bytes of an input that is kept in fuzz/corpus
@@ -244,9 +244,12 @@ def coverage(options: argparse.Namespace) -> None:
         quietly(*build, cwd=shop.tree, WFPIOCTL_BUILD="coverage", CC="gcc", **VERSION)
         tool: list[str | Path] = [shop.python, "-m", "coverage"]
         # Coverage allocates where a call does not, and has locks that a fork leaves locked.
-        usual = ["-m", "not slow", "-k", "not fork_under and not every_failed_allocation"]
+        apart = "fork_under or every_failed_allocation"
+        usual = ["-m", "not slow", "-k", f"not ({apart})"]
         tests = [*SUITE, *(options.pytest or usual)]
         run(*tool, "run", "-m", "pytest", *tests, cwd=shop.tree)
+        if not options.pytest:
+            shop.pytest("-k", apart)  # counts the lines of src/ alone
         quietly(*tool, "combine", cwd=shop.tree)
         python = run(*tool, "report", "--skip-covered", "--show-missing", cwd=shop.tree)
         gcov: list[str | Path] = [
