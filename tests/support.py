@@ -5,6 +5,7 @@ import ctypes
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
@@ -99,6 +100,16 @@ def read_all(sock: socket.socket) -> bytes:
     while part := sock.recv(1 << 16):
         parts.append(part)
     return b"".join(parts)
+
+
+def open_handles() -> int:
+    """How many handles this process has open; where there is no Windows, how many descriptors."""
+    if sys.platform != "win32":
+        return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
+    count = ctypes.c_uint32()
+    of_this_process = ctypes.c_void_p(-1)
+    assert ctypes.WinDLL("kernel32").GetProcessHandleCount(of_this_process, ctypes.byref(count))
+    return count.value
 
 
 @contextlib.contextmanager

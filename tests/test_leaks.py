@@ -8,13 +8,16 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import math
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from types import ModuleType
 
 import pytest
-from support import ORIGINAL, accept, address_of, listen
+from loops import LoopFactory, loop_params
+from relay_support import every_loop, redirect_to, relaying
+from support import ORIGINAL, accept, address_of, listen, open_handles
 
 import wfpioctl
 from wfpioctl import aio, context, datagram, overlapped
@@ -332,6 +335,94 @@ def test_simulators_leave_nothing() -> None:
             pass
 
     assert not grows(life)
+
+
+def leaves_open(case: Case, times: int = 200) -> bool:
+    """Whether each round of calls leaves a handle or a descriptor."""
+    case()
+    for _ in range(ROUNDS):
+        gc.collect()
+        before = open_handles()
+        for _ in range(times):
+            case()
+        gc.collect()
+        if open_handles() <= before:
+            return False
+    return True
+
+
+class TestHandles:
+    """Handles on Windows, which are events, threads and sockets too; descriptors elsewhere."""
+
+    @pytest.mark.parametrize("cases", [SUCCESS, FAILURE], ids=["success", "failure"])
+    @pytest.mark.parametrize("name", sorted(SUCCESS))
+    def test_a_call_leaves_none_open(self, name: str, cases: dict[str, Case]) -> None:
+        real = name.startswith("datagram.")  # its data is what no script has
+        with contextlib.nullcontext() if real else Scripted(RECORDS, CONTEXT):
+            assert not leaves_open(cases[name], 20 if name in SLOW_CASES else 200)
+
+    @pytest.mark.parametrize("completion", [None, lambda _: None], ids=["event", "routine"])
+    @pytest.mark.parametrize("ending", ["success", "error", "cancelled", "aborted"])
+    def test_an_operation_leaves_none_open(
+        self, ending: str, completion: Callable[[object], object] | None
+    ) -> None:
+        code, delay = {"success": (0, 0.0), "error": (10057, 0.0)}.get(ending, (0, math.inf))
+
+        def case() -> None:
+            operation = overlapped.query_redirect_records(5, completion=completion)
+            assert operation.event
+            if ending == "cancelled":
+                operation.cancel()
+            elif ending == "aborted":
+                script.abort(5)
+            with contextlib.suppress(wfpioctl.RedirectError):
+                operation.result(5)
+            assert completion is None or overlapped.sleep(5) == 1
+
+        with Scripted(steps=[Step(code, data=RECORDS, pending=True, delay=delay)]) as script:
+            assert not leaves_open(case)
+
+    @pytest.mark.filterwarnings("ignore:.*dropped while pending:ResourceWarning")
+    def test_a_dropped_operation_leaves_none_open(self) -> None:
+        def drop() -> None:
+            assert overlapped.query_redirect_records(5).event
+
+        with Scripted(steps=[Step(pending=True, delay=math.inf)]):
+            assert not leaves_open(drop)
+
+    @pytest.mark.parametrize("cancelled", [False, True])
+    @pytest.mark.parametrize("new_loop", loop_params())
+    def test_an_awaited_operation_leaves_none_open(
+        self, new_loop: LoopFactory, cancelled: bool
+    ) -> None:
+        async def wait() -> None:
+            task = asyncio.ensure_future(aio.query_redirect_records(5))
+            if not cancelled:
+                assert await task == RECORDS
+                return
+            await asyncio.sleep(0)  # it starts
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        step = Step(data=RECORDS, pending=True, delay=math.inf if cancelled else 0.0)
+        with Scripted(steps=[step]), contextlib.closing(new_loop()) as loop:
+            assert not leaves_open(lambda: loop.run_until_complete(wait()))
+
+    @every_loop
+    def test_a_connection_of_the_relay_leaves_none_open(self, new_loop: LoopFactory) -> None:
+        with Engine() as engine, listen() as origin, relaying(new_loop) as relay:
+            redirect_to(relay, engine, address_of(origin))
+
+            def connection() -> None:
+                with socket.create_connection(ORIGINAL, 5) as app, accept(origin) as server:
+                    app.sendall(b"question")
+                    assert server.recv(100) == b"question"
+                    server.sendall(b"answer")
+                    assert app.recv(100) == b"answer"
+                relay.settled()
+
+            assert not leaves_open(connection, 50)
 
 
 @pytest.mark.linux_program  # psleak builds on psutil, which is no pure Python

@@ -20,7 +20,17 @@ from typing import Any, NamedTuple, get_origin
 
 import pytest
 from loops import pending
-from support import ORIGINAL, TIMEOUT, Pair, Redirected, accept, address_of, every_dialect, running
+from support import (
+    ORIGINAL,
+    TIMEOUT,
+    Pair,
+    Redirected,
+    accept,
+    address_of,
+    every_dialect,
+    open_handles,
+    running,
+)
 
 import wfpioctl
 from wfpioctl import _wfpioctl, overlapped
@@ -613,18 +623,6 @@ class TestMany:
 
     def test_descriptors_stay_flat(self) -> None:
         """Events are used again, and closed."""
-        if sys.platform == "win32":
-            count = ctypes.c_uint32()
-            kernel32 = ctypes.WinDLL("kernel32")
-
-            def opened() -> int:
-                kernel32.GetProcessHandleCount(ctypes.c_void_p(-1), ctypes.byref(count))
-                return count.value
-        else:
-            import os
-
-            def opened() -> int:
-                return len(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))
 
         def work() -> None:
             with Scripted(steps=[Step(pending=True), Step(), NEVER]):
@@ -634,9 +632,9 @@ class TestMany:
                     operation.cancel()
 
         work()
-        before = opened()
+        before = open_handles()
         work()
-        assert opened() <= before + 1
+        assert open_handles() <= before + 1
 
 
 class TestCompletionRoutine:
