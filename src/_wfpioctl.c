@@ -573,12 +573,18 @@ static int module_exec(PyObject *module) {
     }
     state->winsock_started = true;
     state->fileno = PyUnicode_InternFromString("fileno");
-    state->error_factory = imported("wfpioctl.errors", "error_from_code");
-    PyObject *socket_type = imported("socket", "socket");
-    state->socket_type = (PyTypeObject *)socket_type;
-    if (state->fileno == NULL || state->error_factory == NULL || socket_type == NULL) {
+    if (state->fileno == NULL) {
         return -1;
     }
+    state->error_factory = imported("wfpioctl.errors", "error_from_code");
+    if (state->error_factory == NULL) { /* another import would bury why */
+        return -1;
+    }
+    PyObject *socket_type = imported("socket", "socket");
+    if (socket_type == NULL) {
+        return -1;
+    }
+    state->socket_type = (PyTypeObject *)socket_type;
     state->socket_fileno = PyObject_GetAttr(socket_type, state->fileno);
     if (state->socket_fileno == NULL || PyModule_AddFunctions(module, datagram_methods) < 0 ||
         PyModule_AddFunctions(module, simulator_methods) < 0) {
