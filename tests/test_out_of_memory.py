@@ -104,10 +104,6 @@ with Scripted(bytes({sizes[0]}), bytes({sizes[1]})):
     assert int(out) >= 1
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 12),
-    reason="CPython 3.12 and 3.13 themselves crash where a frame's allocation fails",
-)
 def test_what_the_engine_notes_survives_every_failed_allocation() -> None:
     """The answer was there, but its trace was not to be had: the caller is told."""
     run(
