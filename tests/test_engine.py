@@ -90,6 +90,37 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         Engine(**arguments)
 
 
+@pytest.mark.parametrize("address", ["203.0.113.7", None, (), ("203.0.113.7",), ["203.0.113.7", 443]])
+def test_what_is_no_address_is_said(address: Any) -> None:
+    with pytest.raises(TypeError, match=r"an address must be a \(host, port\) tuple, not"):
+        Engine().add_driver("A", proxy=address)
+
+
+def test_names_are_resolved_once(engine: Engine, listener: socket.socket) -> None:
+    driver = engine.add_driver("A", proxy=("localhost", address_of(listener)[1]), match=ORIGINAL)
+    assert driver.proxy[0] in ("127.0.0.1", "::1")
+
+
+def test_a_context_has_an_end(engine: Engine, tcp: socket.socket) -> None:
+    engine.add_driver("A", proxy=("127.0.0.1", 9), context=lambda _: bytes((1 << 26) + 1))
+    with pytest.raises(ValueError, match="driver 'A': a context holds at most 67108864 bytes"):
+        tcp.connect(ORIGINAL)
+
+
+def test_an_engine_that_cannot_start_leaves_nothing_behind() -> None:
+    before = socket.socket.connect
+    engine = Engine()
+    driver = engine.add_driver("A", proxy=("127.0.0.1", 9))
+    engine.redirect_listener(9, original=ORIGINAL, driver=driver)
+    driver.context = lambda _: b"".join([1 / 0])  # type: ignore[list-item]
+    with pytest.raises(ZeroDivisionError), engine:
+        pass
+    assert socket.socket.connect is before
+    driver.context = b"context"
+    with engine:
+        assert engine.trace == []
+
+
 def test_dialect_of_ones_own(redirected: Redirected) -> None:
     assert redirected.engine.dialect is DIALECTS["documented"]
     own = Dialect("own", not_redirected=4711)
@@ -221,6 +252,36 @@ def test_trace_keeps_the_newest_events() -> None:
 
 
 # ---- the data plane ----
+
+
+def test_a_call_that_an_ending_engine_overtakes_is_not_traced(
+    redirected: Redirected, tcp: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, look_up = redirected.engine, _wfpioctl.engine_records_of
+    records = wfpioctl.query_redirect_records(redirected.accepted)
+    before = engine.trace
+
+    def end_and_look_up(handle: int) -> bytes:
+        engine.__exit__(None, None, None)
+        return look_up(handle)
+
+    monkeypatch.setattr(_wfpioctl, "engine_records_of", end_and_look_up)
+    wfpioctl.set_redirect_records(tcp, records)
+    assert engine.trace == before
+    engine.__enter__()  # the fixture's end is still to come
+
+
+def test_a_fault_of_a_running_engine_is_not_hidden(
+    redirected: Redirected, tcp: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = wfpioctl.query_redirect_records(redirected.accepted)
+
+    def fail(handle: int) -> bytes:
+        raise RuntimeError("a fault of the engine")
+
+    monkeypatch.setattr(_wfpioctl, "engine_records_of", fail)
+    with pytest.raises(RuntimeError, match="a fault of the engine"):
+        wfpioctl.set_redirect_records(tcp, records)
 
 
 def test_state_never_passes_to_a_new_socket_with_the_same_number(redirected: Redirected) -> None:

@@ -25,7 +25,7 @@ from support import (
 )
 
 import wfpioctl
-from wfpioctl.simulator import Connected, Engine
+from wfpioctl.simulator import Connected, Connection, Engine
 
 Closing = Callable[[socket.socket], socket.socket]
 
@@ -98,6 +98,40 @@ def test_app_sees_a_connection_like_any_other(
         assert tcp.recv(8) == b"response"
 
 
+def binding(*failures: int, always: int = 0) -> Callable[[socket.socket, Any], None]:
+    """A bind() that fails with these errors, one after the other."""
+    plain, left = socket.socket.bind, iter(failures)
+
+    def bind(self: socket.socket, address: Any) -> None:
+        code = next(left, always)
+        if code:
+            raise OSError(code, "bind")
+        plain(self, address)
+
+    return bind
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has one IPv4 loopback address")
+def test_where_an_address_has_no_port_left_the_next_loopback_address_has(
+    proxied: Engine, listener: socket.socket, tcp: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket.socket, "bind", binding(errno.EADDRINUSE, errno.EADDRINUSE))
+    tcp.connect(ORIGINAL)
+    assert tcp.getsockname()[0] == "127.0.0.3"
+    assert was_redirected(listener)
+
+
+@pytest.mark.parametrize("code", [errno.EADDRINUSE, errno.EACCES])
+def test_a_connect_for_which_no_port_is_left_fails(
+    proxied: Engine, tcp: socket.socket, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(socket.socket, "bind", binding(always=code))
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its number is compared
+        tcp.connect(ORIGINAL)
+    assert caught.value.errno == code
+    assert proxied.flow_count == 0
+
+
 @needs_ipv6
 class TestIPv6:
     def test_ipv6_to_ipv6(self, engine: Engine, closing: Closing) -> None:
@@ -120,6 +154,22 @@ class TestIPv6:
         with pytest.raises(OSError, match="cannot be sent to") as caught:
             socket.create_connection(ORIGINAL, TIMEOUT)
         assert caught.value.errno == errno.EAFNOSUPPORT
+
+    def test_ipv6_app_that_is_bound_to_an_ipv4_proxy_of_another_loopback_address(
+        self, engine: Engine, closing: Closing
+    ) -> None:
+        there = closing(socket.socket())
+        there.settimeout(TIMEOUT)
+        there.bind(("127.0.0.2", 0))
+        there.listen()
+        engine.add_driver("A", proxy=address_of(there), match=ORIGINAL6, context=b"context")
+        for bind in (True, False):
+            sock = closing(socket.socket(socket.AF_INET6))
+            if bind:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                sock.bind(("::", 0))
+            sock.connect(ORIGINAL6)
+            assert was_redirected(there)
 
     def test_v4_mapped_destination_is_the_ipv4_one(
         self, proxied: Engine, listener: socket.socket, closing: Closing
@@ -190,9 +240,34 @@ def test_unix_connects_pass_untouched(proxied: Engine, tmp_path: Any, closing: C
     listener = closing(socket.socket(socket.AF_UNIX))
     listener.bind(str(tmp_path / "s"))
     listener.listen()
-    sock = closing(socket.socket(socket.AF_UNIX))
-    sock.connect(str(tmp_path / "s"))
-    assert sock.getpeername() == str(tmp_path / "s")
+    for way in ("connect", "connect_ex"):
+        sock = closing(socket.socket(socket.AF_UNIX))
+        assert not getattr(sock, way)(str(tmp_path / "s"))
+        assert sock.getpeername() == str(tmp_path / "s")
+
+
+@pytest.mark.linux_program  # W44: Windows' sockets have no sendmsg
+def test_messages_that_name_no_destination_pass_untouched(engine: Engine, closing: Closing) -> None:
+    engine.route(ORIGINAL, ("127.0.0.1", 9))
+    near, far = map(closing, socket.socketpair())
+    assert near.sendmsg([b"on", b"e"]) == 3
+    assert far.recv(10) == b"one"
+    assert engine.trace == []
+
+
+@pytest.mark.linux_program
+def test_connect_ex_says_that_the_time_is_over_as_without_an_engine(
+    engine: Engine, tcp: socket.socket
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.create_connection(address_of(full)),
+        socket.socket() as plain,
+    ):
+        engine.route(ORIGINAL, address_of(full))
+        for sock in (tcp, plain):
+            sock.settimeout(0.01)
+        assert tcp.connect_ex(ORIGINAL) == super(socket.socket, plain).connect_ex(address_of(full))
 
 
 def outcome(function: Callable[[], object]) -> object:
@@ -278,6 +353,44 @@ def test_what_was_there_is_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine(), socket.socket() as sock, pytest.raises(ZeroDivisionError):
         sock.connect(("127.0.0.1", 1))
     assert socket.socket.connect is connect
+
+
+def test_what_somebody_else_has_restored_already_is_left_alone() -> None:
+    inherited = socket.socket.sendto
+    with Engine():
+        assert socket.socket.sendto is not inherited
+        del socket.socket.sendto
+    assert socket.socket.sendto is inherited
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_a_connect_during_which_the_engine_ends_goes_on_as_a_plain_one(
+    listener: socket.socket, closing: Closing, kind: int
+) -> None:
+    def end(connection: Connection) -> bool:
+        stack.close()
+        return True
+
+    sock = closing(socket.socket(type=kind))
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(Engine())
+        protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
+        engine.add_driver("A", proxy=("127.0.0.1", 9), match=end, protocol=protocol)
+        sock.connect(address_of(listener))
+    assert sock.getpeername() == address_of(listener)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_what_a_callout_raises_comes_out_of_the_connect(
+    engine: Engine, closing: Closing, kind: int
+) -> None:
+    def fail(connection: Connection) -> bool:
+        raise RuntimeError("a fault of the callout")
+
+    for protocol in ("tcp", "udp"):
+        engine.add_driver("A", proxy=("127.0.0.1", 9), match=fail, protocol=protocol)
+    with pytest.raises(RuntimeError, match="a fault of the callout"):
+        closing(socket.socket(type=kind)).connect(ORIGINAL)
 
 
 def test_connects_while_engines_come_and_go(listener: socket.socket) -> None:

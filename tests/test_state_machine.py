@@ -217,8 +217,9 @@ def refused(connect: Callable[[], object]) -> None:
         {"process_id": None},
         {"proxy": ELSEWHERE},
         {"proxy": ("2001:db8::1", 80)},
+        {"proxy": ("255.255.255.255", 80)},
     ],
-    ids=["no process id", "not of this machine", "IPv6 not of this machine"],
+    ids=["no process id", "not of this machine", "IPv6 not of this machine", "of all machines"],
 )
 def test_W58_redirection_that_is_set_up_wrong(
     engine: Engine, listener: socket.socket, fault: dict[str, Any]

@@ -10,10 +10,9 @@ Address = tuple[str, int]
 
 def numeric(address: tuple[Any, ...]) -> Address:
     """(host, port) with a numeric host, resolved if need be; mapped IPv4 is plain IPv4."""
-    try:
-        host, port = address[0], address[1]
-    except (TypeError, IndexError):
-        raise TypeError(f"an address must be a (host, port) tuple, not {address!r}") from None
+    if not isinstance(address, tuple) or len(address) < 2:
+        raise TypeError(f"an address must be a (host, port) tuple, not {address!r}")
+    host, port = address[:2]
     try:
         ip = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

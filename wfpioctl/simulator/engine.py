@@ -179,7 +179,7 @@ def _after_fork_in_child() -> None:
         _active._datagrams.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 

@@ -134,17 +134,18 @@ class Interception:
 
     def _install_socketpair(self) -> None:
         """Let pairs be: on Windows they connect by TCP, and each event loop has one inside."""
-        plain_socketpair = socket.socketpair
-        making = self._making_pair
+        if sys.platform == "win32":
+            plain_socketpair = socket.socketpair
+            making = self._making_pair
 
-        def socketpair(*arguments: Any, **options: Any) -> tuple[socket.socket, socket.socket]:
-            making.now = True
-            try:
-                return plain_socketpair(*arguments, **options)
-            finally:
-                making.now = False
+            def socketpair(*arguments: Any, **options: Any) -> tuple[socket.socket, socket.socket]:
+                making.now = True
+                try:
+                    return plain_socketpair(*arguments, **options)
+                finally:
+                    making.now = False
 
-        self._replace(socket, "socketpair", socketpair)
+            self._replace(socket, "socketpair", socketpair)
 
     def _install_proactor(self) -> None:
         if sys.platform == "win32":
