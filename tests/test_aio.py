@@ -11,12 +11,24 @@ from typing import Any, NamedTuple
 
 import pytest
 from loops import Runner, drive, pending
-from support import ORIGINAL, TIMEOUT, Redirected, accept, address_of, every_dialect, listen
+from support import (
+    ORIGINAL,
+    ORIGINAL6,
+    TIMEOUT,
+    Redirected,
+    accept,
+    address_of,
+    every_dialect,
+    listen,
+    needs_ipv6,
+    running,
+)
 
 import wfpioctl
 from wfpioctl import aio, context, overlapped
 from wfpioctl.errors import CODES
 from wfpioctl.simulator import Engine, RecordsSet, Scripted, Step
+from wfpioctl.simulator.records import encode_records
 
 HANDLE = 4321  # any handle will do for a script
 
@@ -290,6 +302,20 @@ class TestEnds:
         assert set(messages) <= {"Task was destroyed but it is pending!"}
         run.complaints.clear()
 
+    def test_a_cancellation_that_comes_with_the_end_wins(self, run: Runner) -> None:
+        """The loop has been told of the end, and of the cancellation, in one of its rounds."""
+
+        async def main(script: Scripted) -> None:
+            task = asyncio.create_task(aio.query_redirect_records(HANDLE))
+            await until_pending(1)
+            script.abort(HANDLE)
+            asyncio.get_running_loop().call_soon(task.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        with Scripted(steps=[NEVER]) as script:
+            run(main(script))
+
     def test_an_operation_that_ends_with_its_cancellation(self, run: Runner) -> None:
         """Whoever is first wins, and nothing is left either way."""
 
@@ -434,6 +460,38 @@ class TestConnections:
             redirect = wfpioctl.read_redirect(accepted)
             assert redirect is not None
             run(main(redirect, destination))
+
+    @needs_ipv6
+    def test_W70_the_original_destination_in_ipv6(self, run: Runner, engine: Engine) -> None:
+        original = context.encode(context.OriginalDestination(ORIGINAL6), "wfpsampler")
+
+        async def main() -> None:
+            _, writer = await aio.open_connection(wfpioctl.Redirect(records, original))
+            async with closing(writer):
+                accept(destination).close()
+
+        records = encode_records(1, [])
+        with listen(socket.AF_INET6) as destination:
+            engine.route(ORIGINAL6, address_of(destination))
+            run(main())
+
+    def test_tls_is_asked_of_the_host_by_its_name(
+        self, run: Runner, engine: Engine, listener: socket.socket
+    ) -> None:
+        async def main() -> None:
+            port = address_of(listener)[1]
+            with pytest.raises(OSError):  # noqa: PT011 - TLS's errors and resets are such
+                await aio.open_connection(redirect, "localhost", port, ssl=True)
+
+        def read_the_hello() -> None:
+            with accept(listener) as server:
+                hello.append(server.recv(1 << 16))
+
+        hello: list[bytes] = []
+        redirect = wfpioctl.Redirect(encode_records(1, []))
+        with running(read_the_hello):
+            run(main())
+        assert b"localhost" in hello[0]
 
     @pytest.mark.parametrize("where", [("127.0.0.1", None), (None, 443)])
     def test_host_and_port_come_together(self, run: Runner, where: Any) -> None:

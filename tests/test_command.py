@@ -1,13 +1,16 @@
 """The verbs demo and check, and wrong usage; relay's tests are in test_relay_command.py."""
 
 import json
+import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import TIMEOUT
 
 from wfpioctl import cli, demo
-from wfpioctl.simulator import Scripted, Step
+from wfpioctl.simulator import Engine, Scripted, Step
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -42,17 +45,40 @@ def test_demo_of_many(
     assert "0 failures" in out
 
 
+def other_bytes() -> bytes:
+    return b"other bytes"
+
+
+def no_answer() -> bytes:
+    raise ConnectionResetError("no answer")
+
+
+@pytest.mark.parametrize(
+    ("fetch", "failures"),
+    [
+        (other_bytes, ["the app received other bytes than", "the app received an answer"]),
+        (no_answer, ["ConnectionResetError: no answer"] * 2),
+    ],
+)
 def test_demo_tells_what_failed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fetch: Callable[[], bytes],
+    failures: list[str],
 ) -> None:
-    one = {"failures": ["bytes differ"], "hops": [], "seconds": 1.0}
-    monkeypatch.setattr(demo, "act_one", lambda connections, advance: one)
-    two = {"looped": False, "hops": [], "app": "it got through", "error": ""}
-    monkeypatch.setattr(demo, "act_two", lambda: two)
+    monkeypatch.setattr(demo, "fetch", fetch)
     code, out = run(capsys, "demo")
     assert code == 1
-    assert "FAILED: bytes differ" in out
-    assert "FAILED: it did not loop" in out
+    assert f"FAILED: {failures[0]}" in out
+    assert f"FAILED: it did not loop; {failures[1]}" in out
+
+
+def test_the_demos_proxy_is_no_open_proxy(engine: Engine) -> None:
+    with (
+        demo.serving(demo.Proxy()) as address,
+        socket.create_connection(address, TIMEOUT) as app,
+    ):
+        assert app.recv(100) == b""
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "x", "1000001", ""])

@@ -135,6 +135,29 @@ def test_waiting_ends_with_the_datagram(udp: Udp, timeout: float | None) -> None
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="only such datagrams wait for room")
+def test_a_datagram_that_another_thread_took_is_not_the_one_that_is_waited_for(
+    udp: Udp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender, receiver = udp(), udp()
+    plain, tries = _wfpioctl.recvmsg, []
+
+    def robbed(sock: socket.socket, *arguments: Any) -> Any:
+        """Another thread is faster, until it has had two datagrams."""
+        tries.append(sock)
+        if len(tries) == 1:
+            sender.sendto(b"first", receiver.getsockname())
+        elif len(tries) <= 3:
+            plain(sock, *arguments)
+            sender.sendto(b"next", receiver.getsockname())
+        else:
+            return plain(sock, *arguments)
+        raise BlockingIOError
+
+    monkeypatch.setattr(_wfpioctl, "recvmsg", robbed)
+    assert datagram.recvmsg(receiver, 100).data == b"next"
+    assert len(tries) == 4
+
+
 def test_sending_waits_no_longer_than_the_timeout() -> None:
     sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with sender, receiver:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +21,20 @@ UNUSED = ("192.0.2.1", 9)
 
 
 class LoopWithoutReaders(asyncio.SelectorEventLoop):
-    """A loop that cannot watch sockets, like the proactor's."""
+    """A loop that cannot watch sockets, like the proactor's; ``told``: a thread has called it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = threading.Event()
 
     def remove_reader(self, fd: object) -> bool:
         raise NotImplementedError
+
+    def call_soon_threadsafe(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().call_soon_threadsafe(*arguments, **options)
+        finally:
+            self.told.set()
 
 
 @pytest.fixture(params=[*loop_params(), pytest.param(LoopWithoutReaders, id="no readers")])
@@ -152,6 +163,140 @@ def test_datagrams_wait_for_a_socket_that_is_not_ready(run: Runner, abort: bool)
     run(body())
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="only such datagrams wait for room")
+@pytest.mark.parametrize("size", [1, 300_000], ids=["a few", "many"])
+def test_what_waited_arrives_in_order_and_the_endpoint_goes_on(run: Runner, size: int) -> None:
+    """The protocol is asked to pause, and then to go on, once and only if much waits."""
+
+    async def body() -> None:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with far:
+            far.settimeout(TIMEOUT)
+            transport, protocol = await endpoint(sock=near)
+            count = 0
+            while transport.get_write_buffer_size() < size:
+                transport.sendto(b"%d".ljust(1000) % count)
+                count += 1
+            for number in range(count):
+                assert await asyncio.to_thread(far.recv, 2000) == b"%d".ljust(1000) % number
+            assert transport.get_write_buffer_size() == 0
+            if size > 1:
+                await protocol.next("pause")
+                await protocol.next("resume")
+            transport.sendto(b"again")
+            assert far.recv(100) == b"again"
+            transport.abort()
+            transport.abort()
+            await protocol.next("lost")
+            assert protocol.calls.empty()
+
+    run(body())
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="only such datagrams wait for room")
+def test_abort_ends_what_close_waits_for(run: Runner) -> None:
+    async def body() -> None:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with far:
+            transport, protocol = await endpoint(sock=near)
+            while not transport.get_write_buffer_size():
+                transport.sendto(bytes(1000))
+            transport.close()
+            transport.abort()
+            await protocol.next("lost")
+            assert near.fileno() == -1
+
+    run(body())
+
+
+def test_an_error_in_receiving_is_told_and_the_endpoint_goes_on(run: Runner, udp: Udp) -> None:
+    """Here that the destination's system refuses what was sent to it."""
+
+    async def body() -> None:
+        gone = udp()
+        address = address_of(gone)
+        gone.close()
+        transport, protocol = await endpoint(remote_addr=address)
+        transport.sendto(b"x")
+        assert isinstance(await protocol.next("error"), OSError)
+        with socket.socket(type=socket.SOCK_DGRAM) as back:
+            back.bind(address)
+            back.sendto(b"here again", transport.get_extra_info("sockname"))
+            assert (await protocol.next("message")).data == b"here again"
+        transport.close()
+        await protocol.next("lost")
+
+    run(body())
+
+
+@pytest.mark.linux_program  # Wine does not wake both
+def test_of_two_endpoints_of_one_socket_one_gets_the_datagram(run: Runner, udp: Udp) -> None:
+    async def body() -> None:
+        first, protocol = await endpoint(local_addr=("127.0.0.1", 0))
+        second, _ = await datagram.create_endpoint(
+            lambda: protocol, sock=first.get_extra_info("socket").dup(), redirect_metadata=False
+        )
+        await protocol.next("made")
+        app = udp()
+        for number in range(20):
+            app.sendto(b"%d" % number, first.get_extra_info("sockname"))
+            assert (await protocol.next("message")).data == b"%d" % number
+        assert protocol.calls.empty()
+        for transport in (first, second):
+            transport.close()
+            await protocol.next("lost")
+
+    run(body())
+
+
+def test_a_protocol_may_close_at_once(run: Runner) -> None:
+    class Closing(Collector):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            transport.close()
+
+    async def body() -> None:
+        transport, protocol = await datagram.create_endpoint(
+            Closing, ("127.0.0.1", 0), redirect_metadata=False
+        )
+        await protocol.next("made")
+        await protocol.next("lost")
+        assert transport.is_closing()
+
+    run(body())
+
+
+def test_a_datagram_that_the_thread_saw_before_the_close_is_not_received(udp: Udp) -> None:
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, LoopWithoutReaders)
+        transport, protocol = await endpoint(local_addr=("127.0.0.1", 0))
+        loop.told.clear()
+        udp().sendto(b"x", transport.get_extra_info("sockname"))
+        assert loop.told.wait(TIMEOUT)
+        transport.close()
+        await protocol.next("lost")
+        assert protocol.calls.empty()
+
+    Runner(LoopWithoutReaders)(body())
+
+
+def test_a_thread_whose_loop_was_closed_ends_and_the_endpoint_is_warned_of(udp: Udp) -> None:
+    async def body() -> tuple[str, int]:
+        transport, _ = await endpoint(local_addr=("127.0.0.1", 0))
+        return address_of(transport.get_extra_info("socket"))
+
+    loop = LoopWithoutReaders()
+    address = loop.run_until_complete(body())
+    loop.close()
+    [thread] = [each for each in threading.enumerate() if each.name == "wfpioctl-datagram"]
+    udp().sendto(b"x", address)
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    with pytest.warns(ResourceWarning, match="unclosed"):  # the transport, or its sockets
+        gc.collect()
+
+
 def test_what_a_protocol_raises_goes_to_the_loop_and_the_endpoint_goes_on(
     run: Runner, udp: Udp
 ) -> None:
@@ -201,6 +346,12 @@ def test_create_endpoint_says_what_is_wrong_and_leaves_nothing_open(run: Runner,
             await datagram.create_endpoint(Collector, ("127.0.0.1", 0))
         with pytest.raises(ZeroDivisionError):
             await datagram.create_endpoint(Broken, ("127.0.0.1", 0), redirect_metadata=False)
+        with pytest.raises(ZeroDivisionError):
+            await datagram.create_endpoint(
+                lambda: 1 // 0,  # type: ignore[arg-type, return-value]
+                ("127.0.0.1", 0),
+                redirect_metadata=False,
+            )
 
     run(body())
     gc.collect()  # an unclosed socket would be a warning, which is an error

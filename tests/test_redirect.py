@@ -18,6 +18,7 @@ from support import (
     address_of,
     every_dialect,
     listen,
+    needs_ipv6,
 )
 
 import wfpioctl
@@ -154,6 +155,17 @@ def test_families(
     there = closing(listen(family))
     sock = closing(wfpioctl.create_connection(redirect, address_of(there), TIMEOUT))
     assert sock.family == family
+
+
+@needs_ipv6
+def test_a_full_ipv6_address_is_not_resolved(
+    redirect: Redirect, closing: Closing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of a decoded context."""
+    there = closing(listen(socket.AF_INET6))
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to())
+    sock = closing(wfpioctl.create_connection(redirect, (*address_of(there), 0, 0), TIMEOUT))
+    assert sock.getpeername() == there.getsockname()
 
 
 def test_host_name(redirect: Redirect, listener: socket.socket) -> None:

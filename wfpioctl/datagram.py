@@ -282,10 +282,12 @@ class MessageTransport(asyncio.DatagramTransport):
     def _receive(self) -> None:
         try:
             received = _wfpioctl.recvmsg(self._sock, self._MAX_SIZE)
-        except (BlockingIOError, InterruptedError):
-            return
         except OSError as error:
-            self._protocol.error_received(error)
+            # libuv, and so uvloop, no longer watches what had an error.
+            self._readiness.forget(selectors.EVENT_READ)
+            self._readiness.watch(selectors.EVENT_READ, self._receive)
+            if not isinstance(error, BlockingIOError | InterruptedError):
+                self._protocol.error_received(error)
         else:
             self._protocol.message_received(Datagram(*received))
 
@@ -479,4 +481,5 @@ class _ThreadReadiness:
             try:
                 self._loop.call_soon_threadsafe(self._call, event)
             except RuntimeError:  # the loop was closed, and its transport was not
+                self._closed = True
                 return
