@@ -132,6 +132,22 @@ def test_a_connect_for_which_no_port_is_left_fails(
     assert proxied.flow_count == 0
 
 
+def listen_on_another_loopback_address() -> socket.socket:
+    sock = socket.socket()
+    sock.settimeout(TIMEOUT)
+    sock.bind(("127.0.0.2", 0))
+    sock.listen()
+    return sock
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has one IPv4 loopback address")
+def test_a_proxy_on_another_loopback_address(engine: Engine, closing: Closing) -> None:
+    there = closing(listen_on_another_loopback_address())
+    engine.add_driver("A", proxy=address_of(there), match=ORIGINAL, context=b"context")
+    closing(socket.create_connection(ORIGINAL, TIMEOUT))
+    assert was_redirected(there)
+
+
 @needs_ipv6
 class TestIPv6:
     def test_ipv6_to_ipv6(self, engine: Engine, closing: Closing) -> None:
@@ -155,13 +171,11 @@ class TestIPv6:
             socket.create_connection(ORIGINAL, TIMEOUT)
         assert caught.value.errno == errno.EAFNOSUPPORT
 
-    def test_ipv6_app_that_is_bound_to_an_ipv4_proxy_of_another_loopback_address(
+    @pytest.mark.skipif(sys.platform == "darwin", reason="has one IPv4 loopback address")
+    def test_bound_ipv6_app_to_an_ipv4_proxy_on_another_loopback_address(
         self, engine: Engine, closing: Closing
     ) -> None:
-        there = closing(socket.socket())
-        there.settimeout(TIMEOUT)
-        there.bind(("127.0.0.2", 0))
-        there.listen()
+        there = closing(listen_on_another_loopback_address())
         engine.add_driver("A", proxy=address_of(there), match=ORIGINAL6, context=b"context")
         for bind in (True, False):
             sock = closing(socket.socket(socket.AF_INET6))
