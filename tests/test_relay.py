@@ -2,16 +2,29 @@
 
 import asyncio
 import contextlib
+import errno
+import itertools
 import logging
+import os
 import random
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import is_wine
-from relay_support import Running, blob, echo, every_loop, redirect_to, relaying, serving
+from relay_support import (
+    AwaitingLoop,
+    Running,
+    blob,
+    echo,
+    every_loop,
+    redirect_to,
+    relaying,
+    serving,
+)
 from support import (
     ORIGINAL,
     TIMEOUT,
@@ -24,8 +37,13 @@ from support import (
     running,
 )
 
+from wfpioctl.context import Layout, OriginalDestination, sockaddr
 from wfpioctl.relay import Decision, Flow, Relay
-from wfpioctl.simulator import Engine, RecordsSet
+from wfpioctl.relay.listener import is_local
+from wfpioctl.simulator import Engine, RecordsSet, Scripted, Step
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 LOTS = 1 << 27  # bytes; more than all the buffers on the way hold
 
@@ -169,6 +187,20 @@ def test_W16_no_context_is_refused(relay: Running, engine: Engine) -> None:
     assert refused(relay) == {"no destination": 1}
 
 
+def test_a_layout_that_fails_fails_the_connection_and_is_told(
+    engine: Engine, origin: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Layout):
+        def decode(self, context: "ReadableBuffer", /) -> OriginalDestination:
+            raise ZeroDivisionError
+
+    with relaying(layout=Faulty("faulty", [sockaddr("destination")])) as relay:
+        redirect_to(relay, engine, origin)
+        assert_refused()
+        assert errors(relay) == {("relay", "ZeroDivisionError"): 1}
+    assert "a fault of the relay" in caplog.text
+
+
 def test_an_undecodable_context_is_refused_and_told(
     relay: Running, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,6 +218,22 @@ def test_a_destination_that_is_the_relay_is_refused(
     engine.drivers[0].context = blob((host, relay.address[1]))
     assert_refused()
     assert refused(relay) == {"loop": 1}
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("0.0.0.0", True),
+        pytest.param(
+            *("198.51.100.1", False),
+            marks=pytest.mark.skipif(is_wine(), reason="binds to addresses that it does not have"),
+        ),
+    ],
+)
+def test_addresses_of_this_machine(host: str, local: bool) -> None:
+    assert is_local((host, 80)) is local
 
 
 # ---- the policy ----
@@ -326,6 +374,69 @@ def test_an_upstream_that_resets_is_a_reset_for_the_client(
         assert side == "upstream"
 
 
+@needs_resets
+@every_loop
+def test_both_sides_that_reset_at_once_are_one_failure(
+    engine: Engine,
+    listener: socket.socket,
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    with relaying(new_loop) as relay:
+        redirect_to(relay, engine, address_of(listener))
+        client = app()
+        client.sendall(b"x")
+        upstream = accept(listener)
+        assert upstream.recv(1) == b"x"
+
+        async def reset_both() -> None:  # while the loop cannot look
+            reset(client)
+            reset(upstream)
+
+        relay.call(reset_both())
+        assert sum(errors(relay).values()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the proactor calls no send()")
+@every_loop
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
+def test_an_upstream_that_takes_no_more_may_still_answer(
+    engine: Engine,
+    listener: socket.socket,
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    monkeypatch: pytest.MonkeyPatch,
+    waits: bool,
+) -> None:
+    send, failed = socket.socket.send, threading.Event()
+    waiting = iter([BlockingIOError] * waits)
+
+    def send_nothing_upstream(self: socket.socket, *arguments: Any) -> int:
+        if self.gettimeout() == 0 and self.getpeername() == listener.getsockname():
+            for wait in waiting:
+                raise wait
+            failed.set()
+            raise ConnectionResetError
+        return send(self, *arguments)
+
+    monkeypatch.setattr(socket.socket, "send", send_nothing_upstream)
+    with relaying(new_loop) as relay:
+        redirect_to(relay, engine, address_of(listener))
+        with app() as client:
+            client.sendall(b"an upload that nobody wants")
+            with accept(listener) as upstream:
+                assert failed.wait(TIMEOUT)
+                upstream.sendall(b"413")
+            assert client.recv(3) == b"413"
+            assert_reset(client)
+        assert errors(relay) == {("upstream", "ConnectionResetError"): 1}
+
+
+@pytest.mark.parametrize("steps", [[Step(10050)], [Step(1168), Step(10050)]])
+def test_a_query_that_fails_is_the_relays_error(steps: list[Step]) -> None:
+    with Scripted(steps=steps), relaying(direct=True) as relay:
+        assert_refused(relay.address)
+        assert errors(relay) == {("relay", "NetworkDownError"): 1}
+
+
 def test_a_refused_SET_is_the_relays_error(relay: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     from wfpioctl import redirect
     from wfpioctl.errors import error_from_code
@@ -398,6 +509,73 @@ def test_random_chunks_both_ways_at_once(relay: Running, seed: int) -> None:
     assert (counters.bytes_up, counters.bytes_down) == (len(data), len(data))
 
 
+@pytest.fixture
+def reluctant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets that do not block, which are the relay's and no test's, do nothing every other time,
+    and send at most 1,000 bytes."""
+
+    def reluctantly(name: str) -> Callable[..., Any]:
+        plain, turns = getattr(socket.socket, name), itertools.count()
+
+        def call(self: socket.socket, data: Any, *rest: Any) -> Any:
+            if self.gettimeout() == 0 and self.family != getattr(socket, "AF_UNIX", None):
+                if next(turns) % 2:
+                    raise BlockingIOError
+                if name == "send":
+                    data = memoryview(data)[:1000]
+            return plain(self, data, *rest)
+
+        return call
+
+    for name in ("recv", "recv_into", "send"):
+        monkeypatch.setattr(socket.socket, name, reluctantly(name))
+
+
+@every_loop
+def test_sockets_that_are_not_ready_after_all_cost_no_byte(
+    reluctant: None, relay: Running
+) -> None:
+    data = random.randbytes(200_000)
+    assert ask(data) == data
+    assert relay.settled().finished == 1
+
+
+def client_hello(name: bytes) -> bytes:
+    """TLS's first message with this server name, in as many records as it needs."""
+    server_name = b"\0" + len(name).to_bytes(2, "big") + name
+    names = len(server_name).to_bytes(2, "big") + server_name
+    extensions = b"\0\0" + len(names).to_bytes(2, "big") + names
+    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0"
+    body += len(extensions).to_bytes(2, "big") + extensions
+    message = b"\1" + len(body).to_bytes(3, "big") + body
+    parts = [message[at : at + 16_384] for at in range(0, len(message), 16_384)]
+    return b"".join(b"\x16\3\1" + len(part).to_bytes(2, "big") + part for part in parts)
+
+
+@every_loop
+@pytest.mark.parametrize("size", [0, 255, 16_384, 65_526])
+def test_a_tls_hello_with_any_server_name_passes_unchanged(relay: Running, size: int) -> None:
+    """The relay looks at no byte: no name is too long for it."""
+    hello = client_hello(b"a" * size)
+    assert ask(hello) == hello
+    assert relay.settled().finished == 1
+
+
+@every_loop
+def test_a_tls_hello_may_come_byte_by_byte(relay: Running) -> None:
+    hello = client_hello(b"a" * 16_384)
+    with app() as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def send() -> None:
+            for byte in hello:
+                sock.sendall(bytes([byte]))
+            sock.shutdown(socket.SHUT_WR)
+
+        with running(send):
+            assert read_all(sock) == hello
+
+
 @every_loop
 def test_a_slow_reader_stops_the_sender(
     engine: Engine,
@@ -433,8 +611,13 @@ def test_what_the_upstream_said_before_it_reset_arrives(
 # ---- limits ----
 
 
-def test_at_the_limit_clients_wait_in_the_backlog(engine: Engine, origin: tuple[str, int]) -> None:
-    with relaying(max_connections=2) as relay:
+@every_loop
+def test_at_the_limit_clients_wait_in_the_backlog(
+    engine: Engine,
+    origin: tuple[str, int],
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    with relaying(new_loop, max_connections=2) as relay:
         redirect_to(relay, engine, origin)
         with app() as first, app() as second:
             relay.when(lambda counters: counters.accepted == 2)
@@ -485,6 +668,61 @@ def test_a_busy_connection_outlives_the_idle_timeout(
             assert busy.recv(1) == b"!"
 
 
+def test_a_connection_that_is_being_decided_is_not_idle(
+    engine: Engine, origin: tuple[str, int]
+) -> None:
+    flows: list[Flow] = []
+    decided = asyncio.Event()
+
+    async def permit_the_first(flow: Flow) -> Decision:
+        flows.append(flow)
+        if len(flows) > 1:
+            await decided.wait()
+        return Decision.PERMIT
+
+    with relaying(idle_timeout=0.2, policy=permit_the_first, connect_timeout=TIMEOUT) as relay:
+        redirect_to(relay, engine, origin)
+        with app() as idle, app() as waiting:
+            assert_reset(idle)
+            relay.loop.call_soon_threadsafe(decided.set)
+            waiting.sendall(b"x")
+            assert waiting.recv(1) == b"x"
+
+
+def test_without_an_idle_timeout_nothing_is_swept(engine: Engine, origin: tuple[str, int]) -> None:
+    with relaying(idle_timeout=None) as relay:
+        redirect_to(relay, engine, origin)
+        assert ask() == b"hello"
+        assert relay.call(relay.relay.drain()) is True
+
+
+def test_the_counters_can_be_read_from_any_thread(relay: Running) -> None:
+    """While connections come and go; what is counted only grows."""
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(20):
+                with contextlib.ExitStack() as stack:
+                    for _ in range(10):
+                        stack.enter_context(app())
+        finally:
+            ended.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with running(come_and_go):
+            before = relay.relay.counters
+            while not ended.is_set():
+                now = relay.relay.counters
+                assert now.accepted >= before.accepted
+                assert now.finished >= before.finished
+                before = now
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_hostile_clients_do_not_disturb_the_others(relay: Running) -> None:
     def reset_storm() -> None:
         for _ in range(100):
@@ -511,14 +749,10 @@ def test_hostile_clients_do_not_disturb_the_others(relay: Running) -> None:
             assert ask(data) == data
 
 
-@every_loop
-def test_out_of_descriptors_is_a_pause_not_an_end(
-    relay: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import errno
-
+def accepting(relay: Running, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Let the relay's next accept fail."""
     plain_accept = socket.socket.accept
-    failures = iter([OSError(errno.EMFILE, "Too many open files")])
+    failures = iter([OSError(code, os.strerror(code))])
 
     def accept_once_failing(self: socket.socket) -> Any:
         if address_of(self) == relay.address:
@@ -527,8 +761,24 @@ def test_out_of_descriptors_is_a_pause_not_an_end(
         return plain_accept(self)
 
     monkeypatch.setattr(socket.socket, "accept", accept_once_failing)
+
+
+@every_loop
+def test_out_of_descriptors_is_a_pause_not_an_end(
+    relay: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    accepting(relay, monkeypatch, errno.EMFILE)
     assert ask() == b"hello"
     assert "accept failed" in caplog.text
+
+
+@every_loop
+def test_a_client_that_was_gone_when_accepted_disturbs_nobody(
+    relay: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    accepting(relay, monkeypatch, errno.ECONNABORTED)
+    assert ask() == b"hello"
+    assert caplog.text == ""
 
 
 # ---- the end ----
@@ -548,6 +798,46 @@ def test_drain_waits_for_what_is_left(relay: Running) -> None:
         assert not draining.done()
     assert draining.result(TIMEOUT) is True
     assert relay.counters.failed == 0
+
+
+def test_drain_at_the_limit(engine: Engine, origin: tuple[str, int]) -> None:
+    with relaying(max_connections=1) as relay:
+        redirect_to(relay, engine, origin)
+        with app() as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            draining = asyncio.run_coroutine_threadsafe(relay.relay.drain(TIMEOUT), relay.loop)
+            relay.when(lambda _: relay.relay.closed)
+        assert draining.result(TIMEOUT) is True
+
+
+class ToldLoop(AwaitingLoop):
+    """``told``: a thread has called it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = threading.Event()
+
+    def call_soon_threadsafe(self, *arguments: Any, **options: Any) -> Any:
+        handle = super().call_soon_threadsafe(*arguments, **options)
+        self.told.set()
+        return handle
+
+
+def test_what_a_thread_accepted_before_the_end_is_closed() -> None:
+    with relaying(ToldLoop) as relay:
+
+        async def accept_and_drain() -> socket.socket:  # while the loop cannot take it
+            assert isinstance(relay.loop, ToldLoop)
+            relay.loop.told.clear()
+            client = app(relay.address)
+            assert relay.loop.told.wait(TIMEOUT)
+            await relay.relay.drain(0)
+            return client
+
+        with relay.call(accept_and_drain()) as client, contextlib.suppress(ConnectionError):
+            assert client.recv(1) == b""
+    assert relay.relay.counters.accepted == 0
 
 
 @every_loop
