@@ -20,13 +20,19 @@ linux_program = pytest.mark.linux_program
 
 
 class Command:
-    """The relay as a process of its own; ``log`` grows as it speaks."""
+    """The relay as a process of its own; ``log`` grows as it speaks.
 
-    def __init__(self, *options: str, cwd: Path | None = None) -> None:
+    ``files`` are arguments of ulimit.
+    """
+
+    def __init__(self, *options: str, cwd: Path | None = None, files: str = "") -> None:
         self.log: list[str] = []
         self._listening = threading.Event()
+        command = [sys.executable, "-m", "wfpioctl", "relay", "--listen", "127.0.0.1:0", *options]
+        if files:
+            command = ["sh", "-c", f'ulimit {files} && exec "$@"', "sh", *command]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "wfpioctl", "relay", "--listen", "127.0.0.1:0", *options],
+            command,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
@@ -63,8 +69,8 @@ class Command:
 
 
 @contextlib.contextmanager
-def command(*options: str, cwd: Path | None = None) -> Iterator[Command]:
-    relay = Command(*options, cwd=cwd)
+def command(*options: str, cwd: Path | None = None, files: str = "") -> Iterator[Command]:
+    relay = Command(*options, cwd=cwd, files=files)
     try:
         yield relay
     finally:
@@ -169,6 +175,56 @@ def test_a_policy_of_the_current_folder(tmp_path: Path) -> None:
 
 
 @linux_program
+def test_a_policy_that_fails_is_told_in_json(tmp_path: Path) -> None:
+    (tmp_path / "house_rules.py").write_text("def fail(flow): return 1 // 0\n")
+    where = "--simulate", "127.0.0.1:9", "--log", "json", "--policy", "house_rules:fail"
+    with command(*where, cwd=tmp_path) as relay:
+        with contextlib.suppress(ConnectionError):
+            assert relay.ask(b"hello") == b""
+        assert relay.stop() == 0
+    [told] = [line for line in map(json.loads, relay.log) if "exception" in line]
+    assert told["message"] == "the policy failed; the connection is blocked"
+    assert told["exception"].startswith("Traceback")
+    assert told["exception"].endswith("ZeroDivisionError: integer division or modulo by zero")
+
+
+@linux_program
+def test_uvloop_is_what_it_runs_on_or_what_it_needs(tmp_path: Path) -> None:
+    uvloop = tmp_path / "uvloop.py"
+    uvloop.write_text(
+        "import asyncio, sys\n"
+        "def new_event_loop():\n"
+        "    print('a new loop', file=sys.stderr)\n"
+        "    return asyncio.new_event_loop()\n"
+    )
+    with command("--uvloop", cwd=tmp_path) as relay:
+        assert relay.stop() == 0
+        assert relay.log[0] == "a new loop\n"
+    uvloop.write_text("import no_such_module\n")
+    done = run("--uvloop", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "wfpioctl relay: --uvloop needs uvloop, which is not installed\n"
+
+
+@linux_program
+def test_the_soft_limit_of_files_is_raised_for_the_connections() -> None:
+    with command("--max-connections", "100", files="-S -n 64") as relay:
+        limits = Path(f"/proc/{relay.process.pid}/limits").read_text()
+        found = re.search(r"Max open files +(\d+)", limits)
+        assert found is not None
+        assert int(found[1]) == 2 * 100 + 100
+        assert not any("files" in line for line in relay.log)
+        assert relay.stop() == 0
+
+
+@linux_program
+def test_a_hard_limit_of_files_that_is_too_low_is_warned_of() -> None:
+    with command("--max-connections", "100", files="-n 64") as relay:
+        assert relay.stop() == 0
+    assert "WARNING only 64 files may be open, 300 are needed" in relay.log[0]
+
+
+@linux_program
 def test_interrupted_once_it_drains_twice_it_stops() -> None:
     with (
         serving(echo) as origin,
@@ -200,14 +256,29 @@ def test_the_drain_is_bounded() -> None:
 
 
 @linux_program
-def test_a_live_table_on_a_terminal() -> None:
+def test_a_live_table_on_a_terminal(tmp_path: Path) -> None:
     pytest.importorskip("rich")
     import pty
 
+    def go(address: tuple[str, int]) -> None:
+        with (
+            contextlib.suppress(ConnectionError),
+            socket.create_connection(address, TIMEOUT) as sock,
+        ):
+            sock.sendall(b"x" * 54_321)
+            sock.shutdown(socket.SHUT_WR)
+            read_all(sock)
+
+    (tmp_path / "house_rules.py").write_text(
+        "from wfpioctl.relay import Decision\n"
+        "answers = iter([Decision.PERMIT, Decision.BLOCK, ('127.0.0.1', 1)])\n"
+        "def decide(flow): return next(answers)\n"
+    )
     ours, theirs = pty.openpty()
     with serving(echo) as origin, subprocess.Popen(
         [sys.executable, "-m", "wfpioctl", "relay", "--listen", "127.0.0.1:0",
-         "--simulate", text(origin)],
+         "--simulate", text(origin), "--policy", "house_rules:decide"],
+        cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
@@ -217,12 +288,15 @@ def test_a_live_table_on_a_terminal() -> None:
         screen = ""
         while not (match := re.search(r"relay on 127.0.0.1:(\d+)", screen)):
             screen += os.read(ours, 1 << 16).decode()
-        with socket.create_connection(("127.0.0.1", int(match[1])), TIMEOUT) as sock:
-            sock.sendall(b"x" * 54_321)
-            sock.shutdown(socket.SHUT_WR)
-            read_all(sock)
-        while not re.search(r"bytes down\s+\S+\s+54,321", screen):
-            screen += os.read(ours, 1 << 16).decode()
+        for _ in range(3):
+            go(("127.0.0.1", int(match[1])))
+        for row, total in (
+            ("bytes down", "54,321"),
+            ("refused: blocked", "1"),
+            ("upstream: ConnectionRefusedError", "1"),
+        ):
+            while not re.search(rf"{row}\s+\S+\s+{total}", screen):
+                screen += os.read(ours, 1 << 16).decode()
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(OSError):  # the terminal's end
             while os.read(ours, 1 << 16):
@@ -231,7 +305,7 @@ def test_a_live_table_on_a_terminal() -> None:
     os.close(ours)
 
 
-def run(*options: str) -> subprocess.CompletedProcess[str]:
+def run(*options: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "wfpioctl", "relay", *options],
         capture_output=True,
@@ -239,6 +313,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=TIMEOUT,
         check=False,
+        cwd=cwd,
     )
 
 
@@ -255,6 +330,7 @@ def test_an_address_in_use_is_said_in_one_line() -> None:
     [
         ("--listen", "nowhere"),
         ("--listen", "127.0.0.1:99999"),
+        ("--to", "[fe80::1%no-such-interface]:80"),
         ("--layout", "unheard-of"),
         ("--policy", "no_such_module:function"),
         ("--policy", "json:no_such_function"),

@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +15,7 @@ from loops import LOOPS, SEEN, loop_params
 from relay_support import blob
 from support import ORIGINAL, TIMEOUT, address_of, running
 
-from wfpioctl import _wfpioctl
+from wfpioctl import ProtocolOptionError, _wfpioctl
 from wfpioctl.datagram import Datagram
 from wfpioctl.relay import Counters, DatagramRelay, Decision
 from wfpioctl.simulator import Engine, RecordsSet
@@ -180,6 +183,93 @@ def test_what_comes_before_the_policy_has_decided_waits(
             app.sendto(bytes([number]), relay.address)
         for number in range(10):
             assert origin.recv(1) == bytes([number])
+
+
+def test_of_what_comes_before_the_decision_only_so_much_waits(
+    app: socket.socket, origin: socket.socket
+) -> None:
+    async def main() -> None:
+        async with DatagramRelay(direct=True, to=address_of(origin)) as relay:
+            for number in range(100):  # the flow's task has no turn meanwhile
+                data = bytes([number])
+                relay.message_received(Datagram(data, app.getsockname(), 0, None, None))
+            for number in range(64):
+                assert await asyncio.to_thread(origin.recv, 10) == bytes([number])
+            assert relay.counters.bytes_up == 64
+
+    asyncio.run(main())
+
+
+def test_the_counters_can_be_read_from_any_thread(origin: socket.socket) -> None:
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(50):
+                with contextlib.ExitStack() as stack:
+                    for _ in range(10):
+                        stack.enter_context(udp()).sendto(b"x", relay.address)
+        finally:
+            ended.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with relaying(direct=True, to=address_of(origin)) as relay, running(come_and_go):
+            before = relay.counters
+            while not ended.is_set():
+                now = relay.counters
+                assert now.accepted >= before.accepted
+                before = now
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_an_answer_that_comes_with_the_end_is_dropped(
+    app: socket.socket, origin: socket.socket
+) -> None:
+    async def main() -> None:
+        complaints: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, each: complaints.append(each))
+        async with DatagramRelay(direct=True, to=address_of(origin)) as relay:
+            app.sendto(b"question", relay.address)
+            _, upstream = await asyncio.to_thread(origin.recvfrom, 100)
+            closing = asyncio.create_task(relay.close())
+            origin.sendto(b"answer", ("127.0.0.1", upstream[1]))
+            await closing
+        assert complaints == []
+        app.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            app.recv(100)
+
+    asyncio.run(main())
+
+
+def test_a_flow_for_which_the_system_has_no_socket_fails(
+    app: socket.socket, origin: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves none open: that would be a ResourceWarning."""
+
+    def bind(self: socket.socket, address: object) -> None:
+        raise OSError(errno.ENOBUFS, "bind")
+
+    with relaying(direct=True, to=address_of(origin)) as relay:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "bind", bind)
+            app.sendto(b"x", relay.address)
+            counters = when(relay, lambda counters: counters.errors.total() == 1)
+            assert counters.errors == {("relay", "OSError"): 1}
+        app.sendto(b"y", relay.address)
+        assert origin.recv(10) == b"y"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has redirects")
+def test_where_there_are_no_redirects_it_starts_only_for_what_is_direct() -> None:
+    async def main() -> None:
+        with pytest.raises(ProtocolOptionError):
+            await DatagramRelay().start()
+
+    asyncio.run(main())
 
 
 def test_a_destination_that_is_the_relay_is_refused(engine: Engine, app: socket.socket) -> None:
