@@ -812,7 +812,7 @@ def test_drain_at_the_limit(engine: Engine, origin: tuple[str, int]) -> None:
 
 
 class ToldLoop(AwaitingLoop):
-    """``told``: a thread has called it."""
+    """``told``: a thread has handed it a connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -820,7 +820,8 @@ class ToldLoop(AwaitingLoop):
 
     def call_soon_threadsafe(self, *arguments: Any, **options: Any) -> Any:
         handle = super().call_soon_threadsafe(*arguments, **options)
-        self.told.set()
+        if any(isinstance(argument, socket.socket) for argument in arguments):
+            self.told.set()
         return handle
 
 
