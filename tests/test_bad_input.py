@@ -191,6 +191,7 @@ def test_fileno_that_takes_arguments(untouched: None, place: SocketArgument) -> 
         place.call(types.SimpleNamespace(fileno=lambda more: 3))
 
 
+@pytest.mark.thread_unsafe
 def test_fileno_that_closes_the_socket(redirected: Redirected) -> None:
     """The handle that it returned is no socket any more."""
     records = wfpioctl.query_redirect_records(redirected.accepted)

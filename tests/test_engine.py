@@ -90,7 +90,9 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         Engine(**arguments)
 
 
-@pytest.mark.parametrize("address", ["203.0.113.7", None, (), ("203.0.113.7",), ["203.0.113.7", 443]])
+@pytest.mark.parametrize(
+    "address", ["203.0.113.7", None, (), ("203.0.113.7",), ["203.0.113.7", 443]]
+)
 def test_what_is_no_address_is_said(address: Any) -> None:
     with pytest.raises(TypeError, match=r"an address must be a \(host, port\) tuple, not"):
         Engine().add_driver("A", proxy=address)

@@ -198,6 +198,7 @@ class TestSockets:
         with pytest.raises(wfpioctl.NotASocketError):
             function(sock)
 
+    @pytest.mark.thread_unsafe
     @every_function
     def test_W19_closed_handle(self, engine: Engine, function: Callable[[Any], object]) -> None:
         sock = socket.socket()
@@ -237,6 +238,7 @@ class TestSockets:
         ):
             function(sock)
 
+    @pytest.mark.thread_unsafe
     @every_asking_function
     def test_connection_that_was_reset(
         self, redirected: Redirected, function: Callable[[Any], object]

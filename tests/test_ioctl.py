@@ -162,6 +162,7 @@ class TestQuery:
 
 @every_dialect
 class TestSet:
+    @pytest.mark.thread_unsafe
     def test_W23_W24_set_before_connect(self, redirected: Redirected, tcp: socket.socket) -> None:
         records = wfpioctl.query_redirect_records(redirected.accepted)
         assert wfpioctl.set_redirect_records(tcp, records) is None
@@ -253,6 +254,7 @@ def test_W24_what_set_returns_is_ignored(returned: int) -> None:
         assert wfpioctl.set_redirect_records(3, b"records") is None
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("family", LOOPBACKS)
 @every_query
 def test_both_families(

@@ -95,6 +95,7 @@ def end(engine: Engine) -> Iterator[socket.socket]:
         yield sock
 
 
+@pytest.mark.thread_unsafe
 def test_W23_records_are_set_before_the_connect(
     engine: Engine, redirect: Redirect, end: socket.socket
 ) -> None:

@@ -532,9 +532,7 @@ def reluctant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @every_loop
-def test_sockets_that_are_not_ready_after_all_cost_no_byte(
-    reluctant: None, relay: Running
-) -> None:
+def test_sockets_that_are_not_ready_after_all_cost_no_byte(reluctant: None, relay: Running) -> None:
     data = random.randbytes(200_000)
     assert ask(data) == data
     assert relay.settled().finished == 1
