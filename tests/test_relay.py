@@ -273,6 +273,22 @@ def test_a_policy_may_be_a_coroutine(engine: Engine, origin: tuple[str, int]) ->
         assert ask() == b"hello"
 
 
+def test_with_a_destination_of_its_own_a_policy_also_sees_what_no_layout_fits(
+    engine: Engine, origin: tuple[str, int]
+) -> None:
+    flows: list[Flow] = []
+
+    def permit(flow: Flow) -> Decision:
+        flows.append(flow)
+        return Decision.PERMIT
+
+    with relaying(to=origin, policy=permit) as relay:
+        engine.add_driver("A", proxy=relay.address, match=ORIGINAL, context=b"of no known layout")
+        assert ask() == b"hello"
+    [flow] = flows
+    assert (flow.destination, flow.original) == (origin, None)
+
+
 def test_a_policy_blocks(engine: Engine, origin: tuple[str, int]) -> None:
     with relaying(policy=lambda flow: Decision.BLOCK) as relay:
         redirect_to(relay, engine, origin)
@@ -322,6 +338,45 @@ def test_a_destination_that_refuses(
         redirect_to(relay, engine, nowhere)
         assert_refused()
         assert errors(relay) == {("upstream", "ConnectionRefusedError"): 1}
+
+
+@pytest.fixture
+def distant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that does not block, as the relay's, is not connected when it is first asked."""
+    getpeername, asked = socket.socket.getpeername, set()
+
+    def not_yet(self: socket.socket) -> Any:
+        if self.gettimeout() == 0 and self not in asked:
+            asked.add(self)
+            raise OSError(errno.ENOTCONN, "not yet")
+        return getpeername(self)
+
+    monkeypatch.setattr(socket.socket, "getpeername", not_yet)
+
+
+@every_loop
+def test_a_destination_that_is_not_reached_at_once(distant: None, relay: Running) -> None:
+    assert ask(b"hello") == b"hello"
+    assert relay.settled().finished == 1
+
+
+@every_loop
+def test_an_abort_that_comes_with_the_connection(
+    distant: None,
+    engine: Engine,
+    origin: tuple[str, int],
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """The loop learns of both in one of its rounds."""
+
+    def abort_and_permit(flow: Flow) -> Decision:
+        relay.loop.call_soon(relay.relay.abort)
+        return Decision.PERMIT
+
+    with relaying(new_loop, policy=abort_and_permit) as relay:
+        redirect_to(relay, engine, origin)
+        assert_refused()
+        assert errors(relay) == {("relay", "CancelledError"): 1}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses what the backlog cannot hold")
