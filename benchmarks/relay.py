@@ -93,33 +93,41 @@ def haproxy(text: str, port: int, folder: str) -> contextlib.AbstractContextMana
     return running(["haproxy", "-db", "-f", str(file)], port)
 
 
-def processor_seconds(session: int) -> float:
-    """Return the processor time of a session's processes, and of their children that have ended."""
+def processor_seconds(session: int) -> tuple[float, float]:
+    """Return the processor time of a session's processes, and of their children that have ended:
+    all of it, and that in the kernel."""
     time.sleep(0.2)  # a child that is just ending is neither there nor in its parent's sum
-    ticks = 0
+    user = kernel = 0
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended: its parent has its time
             fields = (process / "stat").read_text().rpartition(")")[2].split()
             if int(fields[3]) == session:
-                ticks += sum(map(int, fields[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
+                user += int(fields[11]) + int(fields[13])
+                kernel += int(fields[12]) + int(fields[14])
+    a_second = os.sysconf("SC_CLK_TCK")
+    return (user + kernel) / a_second, kernel / a_second
 
 
 @dataclass(slots=True)
 class Relay:
-    """A running relay, and what it carried: a second, and a second of the processor's time."""
+    """A running relay, and what it carried: a second, and a second of the processor's time; and how
+    many per cent of that time the kernel took."""
 
     port: int
     process: int
     rates: list[float] = field(default_factory=list)
     efficiencies: list[float] = field(default_factory=list)
+    kernel: list[float] = field(default_factory=list)
 
     def measure(self, carry: Callable[[int], tuple[float, float]]) -> None:
         """``carry(port)`` returns an amount and the seconds that it took."""
         before = processor_seconds(self.process)
         amount, seconds = carry(self.port)
         self.rates.append(amount / seconds)
-        self.efficiencies.append(amount / (processor_seconds(self.process) - before))
+        after = processor_seconds(self.process)
+        taken, in_kernel = (b - a for a, b in zip(before, after, strict=True))
+        self.efficiencies.append(amount / taken)
+        self.kernel.append(100 * in_kernel / taken)
 
 
 def relays(stack: ExitStack, destination: int) -> tuple[dict[str, Relay], list[Unavailable]]:
@@ -192,6 +200,8 @@ def compare(
             yield finding(f"against {name}", [a / b for a, b in pairs], "x", goals.get(name))
     for name, each in contenders.items():
         yield finding(f"{name}, a processor second", each.efficiencies, unit)
+    for name, each in contenders.items():
+        yield finding(f"{name}, of that in the kernel", each.kernel, "%")
     for name, each in contenders.items():
         yield finding(f"{name}, a second", each.rates, unit)
 
