@@ -7,6 +7,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -99,6 +100,7 @@ def test_recvmsg_into_writes_no_more_than_it_may(udp: Udp) -> None:
     assert received == Received(3, sender.getsockname(), socket.MSG_TRUNC, None, None)
     assert buffer == b"hel....."
     sender.sendto(b"hello", receiver.getsockname())
+    assert datagram.recvmsg_into(receiver, memoryview(buffer)[3:], 0, socket.MSG_PEEK).size == 5
     assert datagram.recvmsg_into(receiver, memoryview(buffer)[3:]).size == 5
     assert buffer == b"helhello"
 
@@ -132,6 +134,27 @@ def test_waiting_ends_with_the_datagram(udp: Udp, timeout: float | None) -> None
     with running(lambda: received.append(datagram.recvmsg(receiver, 100))):
         sender.sendto(b"hello", receiver.getsockname())
     assert received[0].data == b"hello"
+
+
+def test_waiting_goes_on_when_another_thread_was_faster(
+    udp: Udp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within the last second of the timeout, where this clock stands."""
+    sender, receiver = udp(), udp()
+    receiver.settimeout(0.5)
+    receive = _wfpioctl.recvmsg
+    taken = [b"one", b"two"]
+
+    def too_late(*arguments: Any) -> Any:
+        if taken:
+            taken.pop()
+            raise BlockingIOError
+        return receive(*arguments)
+
+    monkeypatch.setattr(_wfpioctl, "recvmsg", too_late)
+    monkeypatch.setattr(datagram, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    sender.sendto(b"three", receiver.getsockname())
+    assert datagram.recvmsg(receiver, 100).data == b"three"
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="only such datagrams wait for room")
@@ -170,6 +193,7 @@ def test_sending_waits_no_longer_than_the_timeout() -> None:
         with pytest.raises(TimeoutError):
             fill()
         assert datagram.recvmsg(receiver, 1000).address is None
+        assert datagram.recvmsg_into(receiver, bytearray(1000)).address is None
 
 
 @pytest.mark.linux_program

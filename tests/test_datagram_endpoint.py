@@ -4,6 +4,8 @@ import asyncio
 import errno
 import gc
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -88,6 +90,11 @@ def test_endpoints_exchange_datagrams(run: Runner, family: int) -> None:
         host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
         server, served = await endpoint(local_addr=(host, 0))
         client, answered = await endpoint(remote_addr=server.get_extra_info("sockname"))
+        for transport in (server, client):
+            sockname = transport.get_extra_info("sockname")
+            assert repr(transport) == f"<MessageTransport open {sockname}>"
+            assert transport.get_extra_info("socket").gettimeout() == 0
+            assert transport.get_write_buffer_size() == 0
         client.sendto(b"question")
         question = await served.next("message")
         assert question.data == b"question"
@@ -101,6 +108,7 @@ def test_endpoints_exchange_datagrams(run: Runner, family: int) -> None:
             transport.close()
             transport.close()
             assert transport.is_closing()
+            assert "closing" in repr(transport)
             assert await protocol.next("lost") is None
             assert transport.get_extra_info("socket").fileno() == -1
 
@@ -137,13 +145,16 @@ def test_datagrams_wait_for_a_socket_that_is_not_ready(run: Runner, abort: bool)
         with far:
             far.setblocking(False)
             transport, protocol = await endpoint(sock=near)
+            assert near.gettimeout() == 0
             count = 0
             while protocol.calls.empty():
                 transport.sendto(b"%d".ljust(1000) % count)
                 count += 1
             await protocol.next("pause")
             assert transport.get_write_buffer_size() > 65_536
+            far.send(b"nobody waits for it any more")
             if abort:
+                transport.abort()
                 transport.abort()
                 assert transport.get_write_buffer_size() == 0
             else:
@@ -155,6 +166,8 @@ def test_datagrams_wait_for_a_socket_that_is_not_ready(run: Runner, abort: bool)
                 assert loop.is_running()
                 await protocol.next("resume")
             assert await protocol.next("lost") is None
+        await asyncio.sleep(0)
+        assert protocol.calls.empty()
 
     def _recv(sock: socket.socket) -> bytes:
         sock.settimeout(TIMEOUT)
@@ -209,20 +222,68 @@ def test_abort_ends_what_close_waits_for(run: Runner) -> None:
     run(body())
 
 
-def test_an_error_in_receiving_is_told_and_the_endpoint_goes_on(run: Runner, udp: Udp) -> None:
-    """Here that the destination's system refuses what was sent to it."""
+def test_a_protocol_is_paused_above_64_KiB_and_resumed_at_16(
+    run: Runner, udp: Udp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A KiB a datagram, and a system that takes only as many as the test lets it."""
+    room = 0
+
+    def sendmsg(*arguments: object) -> int:
+        nonlocal room
+        if not room:
+            raise BlockingIOError
+        room -= 1
+        return 1024
 
     async def body() -> None:
-        gone = udp()
-        address = address_of(gone)
-        gone.close()
+        nonlocal room
+        transport, protocol = await endpoint(remote_addr=address_of(udp()))
+
+        async def waits(kibibytes: int) -> None:
+            while transport.get_write_buffer_size() != kibibytes << 10:
+                await asyncio.sleep(0)
+
+        for _ in range(2):
+            for _ in range(64):
+                transport.sendto(bytes(1024))
+            assert protocol.calls.empty()
+            transport.sendto(bytes(1024))
+            await protocol.next("pause")
+            transport.sendto(bytes(1024))
+            room = 49
+            await waits(17)
+            assert protocol.calls.empty()
+            room = 1
+            await waits(16)
+            await protocol.next("resume")
+            room = 16
+            await waits(0)
+            assert protocol.calls.empty()
+        transport.close()
+        await protocol.next("lost")
+
+    monkeypatch.setattr(_wfpioctl, "sendmsg", sendmsg)
+    run(body())
+
+
+@pytest.mark.linux_program
+def test_an_error_of_the_socket_goes_to_the_protocol_and_the_endpoint_goes_on(
+    run: Runner, udp: Udp
+) -> None:
+    """Nobody is at the other end, and its system says so: only to Linux' connected sockets."""
+
+    async def body() -> None:
+        other = udp()
+        address = address_of(other)
+        other.close()
         transport, protocol = await endpoint(remote_addr=address)
-        transport.sendto(b"x")
-        assert isinstance(await protocol.next("error"), OSError)
-        with socket.socket(type=socket.SOCK_DGRAM) as back:
-            back.bind(address)
-            back.sendto(b"here again", transport.get_extra_info("sockname"))
-            assert (await protocol.next("message")).data == b"here again"
+        for _ in range(2):
+            transport.sendto(b"x")
+            assert type(await protocol.next("error")) is ConnectionRefusedError
+        with socket.socket(type=socket.SOCK_DGRAM) as peer:
+            peer.bind(address)
+            peer.sendto(b"hello", transport.get_extra_info("sockname"))
+            assert (await protocol.next("message")).data == b"hello"
         transport.close()
         await protocol.next("lost")
 
@@ -245,6 +306,37 @@ def test_of_two_endpoints_of_one_socket_one_gets_the_datagram(run: Runner, udp: 
         for transport in (first, second):
             transport.close()
             await protocol.next("lost")
+
+
+def sends_fail(monkeypatch: pytest.MonkeyPatch, *outcomes: OSError | None) -> None:
+    """Let the next sends come to that; the others, and those of None, go to the system."""
+    left = list(outcomes)
+    send = _wfpioctl.sendmsg
+
+    def sendmsg(*arguments: Any) -> int:
+        if left and (outcome := left.pop(0)) is not None:
+            raise outcome
+        return send(*arguments)
+
+    monkeypatch.setattr(_wfpioctl, "sendmsg", sendmsg)
+
+
+@pytest.mark.linux_program
+def test_a_closing_endpoint_sends_what_waits_after_an_error_of_the_socket(
+    run: Runner, udp: Udp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        other = udp()
+        address = address_of(other)
+        other.close()
+        transport, protocol = await endpoint(remote_addr=address)
+        sends_fail(monkeypatch, BlockingIOError(), None, BlockingIOError())
+        transport.sendto(b"one")
+        transport.sendto(b"two")
+        transport.close()
+        transport.get_extra_info("socket").send(b"this has an error that the next send gets")
+        assert type(await protocol.next("error")) is ConnectionRefusedError
+        await protocol.next("lost")
 
     run(body())
 
@@ -297,6 +389,55 @@ def test_a_thread_whose_loop_was_closed_ends_and_the_endpoint_is_warned_of(udp: 
         gc.collect()
 
 
+def test_a_protocol_may_abort_when_it_hears_of_an_error(
+    run: Runner, udp: Udp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Aborting(Collector):
+        def error_received(self, exc: OSError) -> None:
+            super().error_received(exc)
+            transport.abort()
+
+    async def body() -> None:
+        nonlocal transport
+        transport, protocol = await datagram.create_endpoint(
+            Aborting, remote_addr=address_of(udp()), redirect_metadata=False
+        )
+        await protocol.next("made")
+        refused = PermissionError(errno.EPERM, "no")
+        sends_fail(monkeypatch, BlockingIOError(), refused)
+        transport.sendto(b"one")
+        transport.sendto(b"two")
+        assert await protocol.next("error") is refused
+        await protocol.next("lost")
+
+    transport: MessageTransport
+    run(body())
+
+
+def test_a_protocol_may_close_when_it_is_resumed(
+    run: Runner, udp: Udp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closing(Collector):
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            transport.close()
+
+    async def body() -> None:
+        nonlocal transport
+        transport, protocol = await datagram.create_endpoint(
+            Closing, remote_addr=address_of(udp()), redirect_metadata=False
+        )
+        await protocol.next("made")
+        sends_fail(monkeypatch, BlockingIOError())
+        transport.sendto(bytes(40_000))
+        transport.sendto(bytes(40_000))
+        for kind in ("pause", "resume", "lost"):
+            await protocol.next(kind)
+
+    transport: MessageTransport
+    run(body())
+
+
 def test_what_a_protocol_raises_goes_to_the_loop_and_the_endpoint_goes_on(
     run: Runner, udp: Udp
 ) -> None:
@@ -335,8 +476,15 @@ def test_create_endpoint_says_what_is_wrong_and_leaves_nothing_open(run: Runner,
         sock = udp()
         with pytest.raises(ValueError, match="give local_addr, remote_addr or sock"):
             await datagram.create_endpoint(Collector)
-        with pytest.raises(ValueError, match="not both"):
-            await datagram.create_endpoint(Collector, ("127.0.0.1", 0), sock=sock)
+        for unwanted in (
+            {"local_addr": ("127.0.0.1", 0)},
+            {"remote_addr": UNUSED},
+            {"family": socket.AF_INET},
+        ):
+            with pytest.raises(ValueError, match="not both"):
+                await datagram.create_endpoint(Collector, sock=sock, **unwanted)
+        with pytest.raises(socket.gaierror):
+            await datagram.create_endpoint(Collector, ("127.0.0.1", 0), family=socket.AF_INET6)
         with socket.socket() as stream, pytest.raises(ValueError, match="datagram socket, not"):
             await datagram.create_endpoint(Collector, sock=stream)
         with pytest.raises(OSError) as caught:  # noqa: PT011
@@ -367,5 +515,23 @@ def test_a_forgotten_endpoint_is_closed_and_warned_of() -> None:
         run(body())
         gc.collect()
 
-    with pytest.warns(ResourceWarning, match="unclosed transport <MessageTransport open"):
+    with pytest.warns(ResourceWarning, match="unclosed transport <MessageTransport open") as caught:
         forget()
+    assert isinstance(caught[0].source, MessageTransport)  # for tracemalloc: where it was made
+
+
+def test_an_endpoint_that_is_never_closed_does_not_keep_a_process() -> None:
+    """On a loop without readers a thread waits for the socket."""
+    program = (
+        "import asyncio\n"
+        "from wfpioctl.datagram import MessageProtocol, create_endpoint\n"
+        "class Loop(asyncio.SelectorEventLoop):\n"
+        "    def remove_reader(self, fd): raise NotImplementedError\n"
+        "made = create_endpoint(MessageProtocol, ('127.0.0.1', 0), redirect_metadata=False)\n"
+        "endpoint = Loop().run_until_complete(made)\n"
+        "print(endpoint[0])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=TIMEOUT
+    )
+    assert done.stdout.startswith("<MessageTransport open")

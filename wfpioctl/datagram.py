@@ -283,13 +283,20 @@ class MessageTransport(asyncio.DatagramTransport):
         try:
             received = _wfpioctl.recvmsg(self._sock, self._MAX_SIZE)
         except OSError as error:
-            # libuv, and so uvloop, no longer watches what had an error.
-            self._readiness.forget(selectors.EVENT_READ)
-            self._readiness.watch(selectors.EVENT_READ, self._receive)
-            if not isinstance(error, BlockingIOError | InterruptedError):
+            self._watch_anew()
+            if not isinstance(error, (BlockingIOError, InterruptedError)):
                 self._protocol.error_received(error)
         else:
             self._protocol.message_received(Datagram(*received))
+
+    def _watch_anew(self) -> None:
+        """Go on after the socket had an error: uvloop's add_reader and add_writer end with it."""
+        self._readiness.forget(selectors.EVENT_READ)
+        self._readiness.forget(selectors.EVENT_WRITE)
+        if not self._closing:
+            self._readiness.watch(selectors.EVENT_READ, self._receive)
+        if self._waiting:
+            self._readiness.watch(selectors.EVENT_WRITE, self._flush)
 
     # ---- sending ----
 
@@ -323,19 +330,22 @@ class MessageTransport(asyncio.DatagramTransport):
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
+            self._watch_anew()
             self._protocol.error_received(error)
         return True
 
     def _flush(self) -> None:
         while self._waiting and self._send(*self._waiting[0]):
+            if not self._waiting:
+                return  # the protocol heard of an error, and aborted
             self._waiting_size -= len(self._waiting.popleft()[0])
-        if self._paused and self._waiting_size <= self._LOW_WATER:
-            self._paused = False
-            self._protocol.resume_writing()
         if not self._waiting:
             self._readiness.forget(selectors.EVENT_WRITE)
             if self._closing:
                 self._finish()
+        if self._paused and self._waiting_size <= self._LOW_WATER:
+            self._paused = False
+            self._protocol.resume_writing()
 
     def get_write_buffer_size(self) -> int:
         """Bytes of the datagrams that wait for the socket."""
