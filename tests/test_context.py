@@ -237,6 +237,7 @@ def test_a_context_error_has_its_parts_and_survives_pickling() -> None:
     for one in error, pickle.loads(pickle.dumps(error)):
         assert (one.layout, one.field, one.offset) == ("wfpsampler", "source", 128)
         assert (one.expected, one.found) == ("an address family of 2 or 23", "10")
+        assert one.args == (one.layout, one.field, one.offset, one.expected, one.found)
         assert str(one) == (
             "wfpsampler: source at offset 128: expected an address family of 2 or 23, found 10"
         )
@@ -277,6 +278,9 @@ def test_an_ipv6_address_needs_room_for_it() -> None:
     layout = Layout("small", [u64("id"), sockaddr("destination", 27)])
     error = error_of(bytes(8) + V6[:27], layout)
     assert (error.offset, error.expected, error.found) == (8, "an address family of 2", "23")
+    exact = Layout("exact", [sockaddr("destination", 28)])
+    assert decode(V6[:28], exact).address == V6_ADDRESS
+    assert error_of(V4[1:29], exact).expected == "an address family of 2 or 23"
 
 
 def test_a_flow_label_that_connect_would_refuse_is_an_error() -> None:
@@ -456,6 +460,16 @@ def test_an_attribute_without_a_field_is_left_out() -> None:
             OriginalDestination(("::1", 1, 1 << 20, 0)),
             WFPSAMPLER,
             "destination at offset 4: expected a flow label of 20 bits, found 0x100000",
+        ),
+        (
+            OriginalDestination(("::1", 1, -1, 0)),
+            WFPSAMPLER,
+            "destination at offset 4: expected an integer of 4 bytes, found -1",
+        ),
+        (
+            OriginalDestination(("::1", 65536)),
+            WFPSAMPLER,
+            "destination at offset 2: expected an integer of 2 bytes, found 65536",
         ),
         (
             OriginalDestination(("::1", 1, 0, 1 << 32)),

@@ -151,7 +151,14 @@ def test_errors_can_be_pickled_and_copied(code: int) -> None:
         assert type(twin) is type(error)
         assert vars(twin) == vars(error)
         assert (twin.errno, twin.strerror, str(twin)) == (error.errno, error.strerror, str(error))
-    assert "4711 bytes are required" in str(error)
+
+
+def test_a_message_has_the_operation_the_meaning_the_name_and_the_size() -> None:
+    assert str(error_from_code("SIO_X", 122, 4711)) == (
+        "[WinError 122] SIO_X: the buffer is too small (ERROR_INSUFFICIENT_BUFFER); "
+        "4711 bytes are required"
+    )
+    assert str(error_from_code("SIO_X", 8)) == "[WinError 8] SIO_X: unexpected code"
 
 
 @pytest.mark.skipif(sys.platform != "win32", reason="only Windows' OSError maps winerror to errno")

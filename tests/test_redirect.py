@@ -162,11 +162,13 @@ def test_families(
 def test_a_full_ipv6_address_is_not_resolved(
     redirect: Redirect, closing: Closing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as that of a decoded context."""
+    """As a decoded context has it: the scope of a link-local address is not lost on the way."""
+    monkeypatch.setattr(socket, "getaddrinfo", None)
     there = closing(listen(socket.AF_INET6))
-    monkeypatch.setattr(socket, "getaddrinfo", resolving_to())
-    sock = closing(wfpioctl.create_connection(redirect, (*address_of(there), 0, 0), TIMEOUT))
-    assert sock.getpeername() == there.getsockname()
+    address = there.getsockname()
+    assert len(address) == 4
+    sock = closing(wfpioctl.create_connection(redirect, address, TIMEOUT))
+    assert sock.getpeername() == address
 
 
 def test_host_name(redirect: Redirect, listener: socket.socket) -> None:
@@ -235,6 +237,14 @@ def test_last_attempts_error_names_all_attempts(
     assert notes == [f"{nowhere[0]} port {nowhere[1]}", "127.0.0.1 port 0"]
 
 
+def test_the_error_of_an_only_attempt_has_no_note(
+    redirect: Redirect, nowhere: tuple[str, int]
+) -> None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its notes are compared
+        wfpioctl.create_connection(redirect, nowhere, TIMEOUT)
+    assert not hasattr(caught.value, "__notes__")
+
+
 def test_host_that_resolves_to_nothing(redirect: Redirect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolving_to())
     with pytest.raises(OSError, match=r"'example\.invalid' resolves to no address"):
@@ -266,7 +276,7 @@ def test_socket_factory(redirect: Redirect, end: socket.socket) -> None:
     with ExitStack() as stack:
         for info in socket.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM):
             sock = stack.enter_context(make(info))
-            assert sock.family == socket.AF_INET
+            assert (sock.family, sock.type, sock.proto) == info[:3]
             assert bound(sock) is None
             assert _wfpioctl.engine_records_of(sock.fileno()) == redirect.records
 

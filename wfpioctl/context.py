@@ -271,7 +271,6 @@ def padding(size: int) -> Field:
 
 class _Mismatch(Exception):
     def __init__(self, offset: int, expected: str, found: str) -> None:
-        super().__init__(offset, expected, found)
         self.offset = offset
         self.expected = expected
         self.found = found
