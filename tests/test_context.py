@@ -6,7 +6,7 @@ import array
 import pickle
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -295,6 +295,18 @@ def test_W75_a_wrong_magic_or_version_is_an_error() -> None:
     assert str(error) == "acme: magic at offset 0: expected b'ACME', found b'ACMF'"
     error = error_of(b"ACME\x03" + MAGIC_CONTEXT[5:], MAGIC)
     assert str(error) == "acme: version at offset 4: expected 2, found 3"
+
+
+@pytest.mark.parametrize(("integer", "size"), [(u8, 1), (u16, 2), (u32, 4), (u64, 8)])
+def test_W75_an_integer_of_any_size_can_be_a_constant(
+    integer: Callable[..., Field], size: int
+) -> None:
+    layout = Layout("constant", [integer("version", equals=7), sockaddr("destination", 16)])
+    context = bytes([7]).ljust(size, b"\0") + V4[:16]
+    assert encode(OriginalDestination(V4_ADDRESS), layout) == context
+    assert decode(context, layout) == OriginalDestination(V4_ADDRESS)
+    error = error_of(b"\x08" + context[1:], layout)
+    assert str(error) == "constant: version at offset 0: expected 7, found 8"
 
 
 # Text.

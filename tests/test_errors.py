@@ -74,6 +74,9 @@ def test_the_table_is_complete() -> None:
     assert set(CODES) == set(TABLE) - {8, 0xFFFFFFFF}
     public = {getattr(wfpioctl, name) for name in wfpioctl.__all__ if name.endswith("Error")}
     assert public == {kind for kind, _ in TABLE.values()}
+    assert {code: getattr(constants, CODES[code].name) for code in CODES} == {
+        code: code for code in CODES
+    }
 
 
 @every_code
