@@ -119,17 +119,15 @@ class Code:
 
     Attributes:
         name: its symbolic name in the SDK.
-        meaning: what it means here.
         error: the class that it raises.
-        text: meaning and name, as a message has them.
+        text: what it means here and its name, as a message has them.
         errno: the constant of that name, EINVAL for Win32 codes, as on Windows.
     """
 
-    __slots__ = ("errno", "error", "meaning", "name", "text")
+    __slots__ = ("errno", "error", "name", "text")
 
     def __init__(self, name: str, meaning: str, error: type[RedirectError] = RedirectError) -> None:
         self.name: str = name
-        self.meaning: str = meaning
         self.error: type[RedirectError] = error
         self.text: str = f"{meaning} ({name})" if name else meaning
         is_winsock = name.startswith("WSAE")
