@@ -340,9 +340,40 @@ def fuzz_one(shop: Workshop, name: str, program: Any, options: argparse.Namespac
 
 
 def mutation(options: argparse.Namespace) -> None:
+    """What survives mutmut's forks gets a process of its own: a fork is too late for what ran when
+    a module or a test was imported."""
     with Workshop("mutation").open() as shop:
-        run(shop.python, "-m", "mutmut", "run", cwd=shop.tree, check=False)
-        run(shop.python, "-m", "mutmut", "results", cwd=shop.tree, check=False)
+        tool = [shop.python, "-m", "mutmut"]
+        print("  mutmut: it takes some minutes, see [tool.mutmut] in pyproject.toml", flush=True)
+        quietly(*tool, "run", cwd=shop.tree)
+        listing = quietly(*tool, "results", "--all", "true", cwd=shop.tree)
+        verdicts = dict(line.strip().split(": ") for line in listing.splitlines())
+        modules = sorted({name.split(".")[1] for name in verdicts})
+        for module in modules:
+            if not survives(f"wfpioctl.{module}.none", shop, options.pytest):
+                raise Failed(f"without a mutant of {module}.py, its tests fail")
+        for name, verdict in verdicts.items():
+            if verdict == "survived" and not survives(name, shop, options.pytest):
+                verdicts[name] = "killed"
+            elif verdict not in ("killed", "timeout"):
+                print(quietly(*tool, "show", name, cwd=shop.tree), flush=True)
+        for module in modules:
+            own = [each for name, each in verdicts.items() if name.split(".")[1] == module]
+            counts = ", ".join(f"{own.count(each)} {each}" for each in sorted({*own}))
+            print(f"  {module}.py: {len(own)} mutants: {counts}", flush=True)
+
+
+def survives(mutant: str, shop: Workshop, arguments: list[str]) -> bool:
+    """Whether the tests of its file pass when the mutant is there from the start."""
+    mutants = shop.tree / "mutants"
+    tests = mutants.glob(f"tests/test_{mutant.split('.')[1]}*.py")
+    command = [shop.python, "-m", "pytest", *SUITE, "-x", *tests, *arguments]
+    environment = {"MUTANT_UNDER_TEST": mutant, "PYTHONPATH": str(mutants)}
+    try:
+        quietly(*command, cwd=mutants, **environment)
+    except Failed:
+        return False
+    return True
 
 
 VERBS = {verb.__name__: verb for verb in (asan, tsan, threads, debug, coverage, fuzz, mutation)}
