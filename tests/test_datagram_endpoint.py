@@ -381,10 +381,12 @@ def test_a_thread_whose_loop_was_closed_ends_and_the_endpoint_is_warned_of(udp: 
         transport, _ = await endpoint(local_addr=("127.0.0.1", 0))
         return address_of(transport.get_extra_info("socket"))
 
+    before = {*threading.enumerate()}
     loop = LoopWithoutReaders()
     address = loop.run_until_complete(body())
     loop.close()
-    [thread] = [each for each in threading.enumerate() if each.name == "wfpioctl-datagram"]
+    started = {*threading.enumerate()} - before
+    [thread] = [each for each in started if each.name == "wfpioctl-datagram"]
     udp().sendto(b"x", address)
     thread.join(TIMEOUT)
     assert not thread.is_alive()
