@@ -282,10 +282,11 @@ class MessageTransport(asyncio.DatagramTransport):
     def _receive(self) -> None:
         try:
             received = _wfpioctl.recvmsg(self._sock, self._MAX_SIZE)
+        except (BlockingIOError, InterruptedError):
+            self._watch_anew()
         except OSError as error:
             self._watch_anew()
-            if not isinstance(error, (BlockingIOError, InterruptedError)):
-                self._protocol.error_received(error)
+            self._protocol.error_received(error)
         else:
             self._protocol.message_received(Datagram(*received))
 
