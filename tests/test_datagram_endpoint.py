@@ -310,6 +310,8 @@ def test_of_two_endpoints_of_one_socket_one_gets_the_datagram(run: Runner, udp: 
             transport.close()
             await protocol.next("lost")
 
+    run(body())
+
 
 def sends_fail(monkeypatch: pytest.MonkeyPatch, *outcomes: OSError | None) -> None:
     """Let the next sends come to that; the others, and those of None, go to the system."""
