@@ -30,6 +30,8 @@ import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kept import cache
+
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "tools" / "requirements-check.txt"
 HARDEN_REQUIREMENTS = ROOT / "tools" / "requirements-harden.txt"
@@ -44,18 +46,6 @@ class Failed(Exception):
 
 
 # ------------------------------------------------------------------------------------------ tools
-
-
-def cache() -> Path:
-    """Return the folder of everything that is kept between runs."""
-    own = os.environ.get("WFPIOCTL_CACHE")
-    folder = (
-        Path(own)
-        if own
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wfpioctl"
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder.resolve()
 
 
 def programs() -> Path:

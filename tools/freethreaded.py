@@ -21,6 +21,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kept import cache
+
 SUITE = "trixie"
 PACKAGE = "python3.13"
 VERSION = "3.13t"
@@ -33,13 +35,6 @@ BUILD_TIMEOUT = 3600.0
 
 class BuildError(Exception):
     """Something is missing or failed; the message says what."""
-
-
-def cache() -> Path:
-    """Return the folder of everything that is kept between runs."""
-    own = os.environ.get("WFPIOCTL_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(own) if own else base / "wfpioctl").resolve()
 
 
 def missing(compiler: str) -> str:

@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kept import cache
+
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "tools" / "requirements-harden.txt"
 VERSION = {"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_WFPIOCTL": "0.0+harden"}
@@ -70,12 +72,6 @@ MAX_KEPT = 300  # bytes of an input that is kept in fuzz/corpus
 
 class Failed(Exception):
     """A verb found something, or could not run; the message says what."""
-
-
-def cache() -> Path:
-    own = os.environ.get("WFPIOCTL_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(own) if own else base / "wfpioctl").resolve()
 
 
 def run(

@@ -34,6 +34,8 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kept import cache
+
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "tools" / "wine-requirements.txt"
 
@@ -90,18 +92,6 @@ def missing(platform: str = "win_amd64") -> str:
 
 
 # ------------------------------------------------------------------------------------------ cache
-
-
-def cache() -> Path:
-    """Return the folder of everything that is kept between runs."""
-    own = os.environ.get("WFPIOCTL_CACHE")
-    folder = (
-        Path(own)
-        if own
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wfpioctl"
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder.resolve()
 
 
 @contextlib.contextmanager
