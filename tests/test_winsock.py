@@ -160,6 +160,7 @@ def test_works_where_socket_was_never_imported() -> None:
         package = types.ModuleType("wfpioctl")  # the real one imports socket
         package.__path__ = [sys.argv[1]]
         sys.modules["wfpioctl"] = package
+        sys.modules["socket"] = types.SimpleNamespace(socket=type("socket", (), {"fileno": None}))
 
         ws2_32 = ctypes.WinDLL("ws2_32")
         ws2_32.socket.restype = ctypes.c_size_t

@@ -503,13 +503,9 @@ class Layout:
             offset += field.size
         destination = _join_address(values, *_DESTINATION)
         assert destination is not None  # the field is there, and not optional
-        return OriginalDestination(
-            destination,
-            source=_join_address(values, *_SOURCE),
-            process_id=values.pop("process_id", None),
-            image_path=values.pop("image_path", None),
-            fields=values,
-        )
+        source = _join_address(values, *_SOURCE)
+        process_id, image_path = values.pop("process_id", None), values.pop("image_path", None)
+        return OriginalDestination(destination, source, process_id, image_path, values)
 
     def encode(self, destination: OriginalDestination) -> bytes:
         """Write what a driver with this layout would attach: the inverse of decode().
