@@ -14,6 +14,7 @@ from typing import Any
 from .rows import Finding, Row, Settings, Unavailable
 
 ROOT = Path(__file__).parent.parent
+COMMIT = "WFPIOCTL_BENCHMARKS_COMMIT"  # under Wine there is no git
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ def environment(settings: Settings) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _commit(),
+        "commit": os.environ.get(COMMIT) or commit(),
         "mode": "quick" if settings.quick else "full",
         "python": f"{platform.python_implementation()} {platform.python_version()}, "
         f"{platform.python_compiler()}, {sysconfig.get_config_var('OPT') or 'official build'}",
@@ -121,7 +122,7 @@ def _system() -> str:
     return platform.platform()
 
 
-def _commit() -> str:
+def commit() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)

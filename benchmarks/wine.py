@@ -4,11 +4,14 @@ tools/wine.py builds and installs the package; the floor extension is cross-buil
 no compiler in there.  The arguments are those of python -m benchmarks.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from . import report
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -43,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     ):
         copy = wine.copy_suite(prefix.parent / "copy")
         cross_build_floor(python, copy / "benchmarks" / "peers")
+        os.environ[report.COMMIT] = report.commit()
         command = python / "python.exe", "-m", "benchmarks", *arguments
         timeout = wine.RUN_TIMEOUT
         done = wine.wine(prefix, *command, timeout=timeout, cwd=copy, echo=True)
