@@ -61,6 +61,10 @@ ONE_FOR_ALL = (
     *("signal.signal", "socket.setdefaulttimeout"),
 )
 
+# The engine asks whose a descriptor is now, which another thread may just be closing or opening: to
+# ThreadSanitizer that is a race for the descriptor, here it is the question.
+NO_RACES = "race:owner_is_gone\n"
+
 OWN_FRAME = re.compile(r"^ +#[01] .*\bsrc/\w+\.[ch]:\d+", re.MULTILINE)
 
 # Not to be lost again, in percent.
@@ -243,7 +247,10 @@ def tsan(options: argparse.Namespace) -> None:
         reports = shop.folder / "reports"
         shutil.rmtree(reports, ignore_errors=True)
         reports.mkdir()
+        suppressions = shop.folder / "suppressions"
+        suppressions.write_text(NO_RACES)
         settings = f"report_bugs=1:exitcode=0:history_size=4:log_path={reports}/tsan"
+        settings += f":suppressions={suppressions}"
         usual = [f"tests/{name}" for name in THREAD_TESTS]
         usual += ["-k", "not fork"]  # the sanitizer does not follow it
         shop.pytest(
