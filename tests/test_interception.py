@@ -121,7 +121,7 @@ def test_where_an_address_has_no_port_left_the_next_loopback_address_has(
     assert was_redirected(listener)
 
 
-@pytest.mark.parametrize("code", [errno.EADDRINUSE, errno.EACCES])
+@pytest.mark.parametrize("code", [errno.EADDRINUSE, errno.EACCES], ids=["in use", "no access"])
 def test_a_connect_for_which_no_port_is_left_fails(
     proxied: Engine, tcp: socket.socket, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
