@@ -38,8 +38,8 @@ bool is_int(PyObject *value); /* bool is none */
 bool unusual_handle(ModuleState *state, const char *function, const char *argument, PyObject *value,
                     PyObject *number, SOCKET *socket);
 
-/* What an object's fileno() returns.  An exact socket.socket can have no other fileno than its
-   class has, so that the look-up is done once for all, and not twice a connection. */
+/* What an object's fileno() returns.  An exact socket.socket has the one of its class, so that the
+   look-up is done once for all, and not twice a connection; a class patched later is not seen. */
 HOT_INLINE PyObject *call_fileno(ModuleState *state, PyObject *value) {
     return Py_IS_TYPE(value, state->socket_type)
                ? PyObject_CallFunctionObjArgs(state->socket_fileno, value, NULL)

@@ -39,7 +39,7 @@ class Exchange:
     two events.
     """
 
-    __slots__ = ("_error", "_going", "_loop", "_over", "_pipes")
+    __slots__ = ("_error", "_loop", "_over", "_pipes")
 
     def __init__(
         self,
@@ -53,7 +53,6 @@ class Exchange:
             _Pipe(self, ("client", client), ("upstream", upstream), buffer),
             _Pipe(self, ("upstream", upstream), ("client", client), buffer),
         )
-        self._going = 2  # directions
         self._over: asyncio.Future[None] = loop.create_future()
         self._error: SideError | None = None
 
@@ -97,7 +96,8 @@ class Exchange:
     def end_is_passed_on(self) -> bool:
         """Whether a side is to be told that the other has ended; if not, its socket's close does,
         which follows."""
-        return self._going > 1 and self._error is None
+        up, down = self._pipes
+        return not (up.ended or down.ended) and self._error is None
 
     def fail(self, side: Side, error: BaseException) -> None:
         """End both directions now."""
@@ -111,8 +111,8 @@ class Exchange:
             self._error = SideError(side, error)
 
     def direction_ended(self) -> None:
-        self._going -= 1
-        if self._going == 0 and not self._over.done():
+        up, down = self._pipes
+        if up.ended and down.ended and not self._over.done():
             self._over.set_result(None)
 
 
